@@ -1,0 +1,203 @@
+//! `tcp_state_transition(conn, direction, skb, pd)`: the entry by which this
+//! packet will be sent is settled, its state is still the old one, and
+//! transmission has not begun (5.10 to 7.2).
+
+use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::ProbeContext};
+use aya_log_ebpf::debug;
+use ipvs_guard_common::{
+    config,
+    event::{Header, Kind},
+    guard::Heart,
+    layout::FieldId,
+    policy::{Hit, Known, Meaning, judge},
+    state::ConnState,
+    stats::Stat,
+};
+
+use super::{enforce, expire, prove, trace};
+use crate::{
+    emit::emit,
+    kernel::{
+        conn::Conn,
+        read::Fault,
+        skb::{Packet, Syn},
+    },
+    maps::{SEEN, count, filter, heart, mode, scheduled, scratch},
+};
+
+/// From client to server (`IP_VS_DIR_INPUT`).
+const INPUT: u32 = 0;
+
+#[inline(always)]
+pub(crate) fn run(ctx: &ProbeContext) {
+    // Most packets end here or at the TCP flags: no entry is read for them.
+    if ctx.arg::<u32>(1) != Some(INPUT) || (mode(config::ENFORCE) && is_calm()) {
+        return;
+    }
+    let (Some(conn), Some(skb)) = (ctx.arg::<u64>(0), ctx.arg::<u64>(2)) else {
+        return;
+    };
+    if mode(config::PROVE) && !prove::begin(skb) {
+        return;
+    }
+    let syn = match Packet::read(skb).and_then(|packet| packet.syn()) {
+        Ok(Some(syn)) => syn,
+        Ok(None) => return,
+        Err(fault) => return unreadable(ctx, fault),
+    };
+    if let Err(fault) = opened(Conn::at(conn), &syn) {
+        unreadable(ctx, fault);
+    }
+}
+
+/// Whether no destination of the namespace that is enforced has weight 0.
+#[inline(always)]
+fn is_calm() -> bool {
+    heart().is_some_and(Heart::is_calm)
+}
+
+#[inline(always)]
+fn unreadable(ctx: &ProbeContext, fault: Fault) {
+    if mode(config::PROVE) {
+        return prove::fault(fault);
+    }
+    count(Stat::Unreadable);
+    debug!(ctx, "a packet or its entry could not be read");
+}
+
+/// A client's SYN on `conn`.
+#[inline(always)]
+fn opened(conn: Conn, syn: &Syn) -> Result<(), Fault> {
+    let state = conn.state()?;
+    if mode(config::TRACE) {
+        trace::committed(conn, state);
+    }
+    match incident(conn, syn, state)? {
+        Some((kind, flags)) => report(kind, flags, conn, syn.seq, state),
+        None => Ok(()),
+    }
+}
+
+/// What there is to report of the SYN, with the record's flags.
+#[inline(always)]
+fn incident(conn: Conn, syn: &Syn, state: u16) -> Result<Option<(Kind, u32)>, Fault> {
+    if mode(config::PROVE) {
+        return Ok(Some((Kind::Proof, 0)));
+    }
+    if state == ConnState::None as u16 {
+        if mode(config::STALE) {
+            note_scheduled(conn, syn.seq);
+        }
+        if mode(config::ENFORCE) {
+            enforce::forget(conn)?;
+        }
+        if mode(config::RESCHEDULED) && expire::was_expired(conn)? {
+            return Ok(Some((Kind::Rescheduled, 0)));
+        }
+        return Ok(None);
+    }
+    if !mode(config::STALE) {
+        return Ok(None);
+    }
+    // Without a destination only what a sync daemon made for an unknown service
+    // gets here: nothing to blame.
+    let Ok(dest) = conn.dest() else {
+        return Ok(None);
+    };
+    if dest.weight()? != 0 {
+        return Ok(None);
+    }
+    let hit = Hit {
+        seq: syn.seq,
+        state,
+        in_pkts: conn.in_pkts()?,
+    };
+    let known = Known {
+        scheduled: scheduled(conn.key())
+            .filter(|note| note.conn == conn.key() && note.epoch == epoch())
+            .map(|note| note.seq),
+        // SAFETY: the value is copied at once; a concurrent update by another CPU
+        // could only be another SYN of the same connection.
+        stale: unsafe { SEEN.get(conn.key()) }.copied(),
+    };
+    Ok(match judge(hit, known) {
+        Meaning::ScheduledRetransmission => {
+            note_scheduled(conn, syn.seq);
+            None
+        }
+        Meaning::StaleRetransmission => Some((Kind::Stale, Header::RETRANSMISSION)),
+        Meaning::Stale => {
+            if SEEN.insert(conn.key(), syn.seq, 0).is_err() {
+                count(Stat::SeenFull);
+            }
+            Some((Kind::Stale, 0))
+        }
+    })
+}
+
+#[inline(always)]
+fn note_scheduled(conn: Conn, seq: u32) {
+    if let Some(note) = scheduled(conn.key()) {
+        note.conn = conn.key();
+        note.seq = seq;
+        note.epoch = epoch();
+    }
+}
+
+/// Notes are not kept up while all is calm: those from before are void.
+#[inline(always)]
+fn epoch() -> u32 {
+    if mode(config::ENFORCE) {
+        heart().map_or(0, |heart| heart.drains_begun as u32)
+    } else {
+        0
+    }
+}
+
+/// Emits a record that the user's filter admits.
+#[inline(always)]
+fn report(kind: Kind, flags: u32, conn: Conn, seq: u32, state: u16) -> Result<(), Fault> {
+    // Both maps have their one entry from the start.
+    let (Some(record), Some(filter)) = (scratch(), filter()) else {
+        return Ok(());
+    };
+    record.netns = conn.netns()?;
+    if filter.netns != 0 && filter.netns != record.netns {
+        return Ok(());
+    }
+    conn.client(&mut record.client)?;
+    conn.vip(&mut record.vip)?;
+    conn.real(&mut record.dest)?;
+    if !filter.client.admits(&record.client)
+        || !filter.vip.admits(&record.vip)
+        || !filter.dest.admits(&record.dest)
+    {
+        return Ok(());
+    }
+    // A bypassed connection has none: nothing to report of it.
+    let Ok(dest) = conn.dest() else {
+        return if mode(config::PROVE) {
+            Err(Fault(FieldId::ConnDest))
+        } else {
+            Ok(())
+        };
+    };
+    // SAFETY: the helper has no preconditions.
+    record.header = Header::new(kind, flags, unsafe { bpf_ktime_get_ns() });
+    record.seq = seq;
+    record.weight = match kind {
+        // As it was judged: it may have risen since.
+        Kind::Stale => 0,
+        _ => dest.weight()?,
+    };
+    record.dest_flags = dest.flags()?;
+    record.conn_flags = conn.flags()?;
+    record.in_pkts = conn.in_pkts()?;
+    record.state = state;
+    record.protocol = conn.protocol()?;
+    if mode(config::ENFORCE) && kind == Kind::Stale {
+        enforce::settle(record, dest);
+    }
+    emit(record);
+    Ok(())
+}

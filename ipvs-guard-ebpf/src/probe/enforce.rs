@@ -1,0 +1,164 @@
+//! From a stale SYN to its verdict, and the upkeep of what the packet programs
+//! go by.
+
+use aya_ebpf::helpers::bpf_ktime_get_ns;
+use ipvs_guard_common::{
+    addr::Endpoint,
+    event::{DestRecord, Header, SynRecord},
+    guard::{Flow, FlowKey, Moment, Real, VERDICT_NS, Verdict, VerdictKey},
+    state::Forwarding,
+    stats::Stat,
+};
+
+use crate::{
+    kernel::{conn::Conn, dest::Dest, read::Fault},
+    maps::{DRAINS, FLOWS, REALS, VERDICTS, count, drain_begins, heart, policy, within_rate},
+};
+
+/// Decides on the SYN of `record`; a verdict awaits it then on its way out, and
+/// the flow is turned away before IPVS from now on.
+#[inline(always)]
+pub(crate) fn settle(record: &mut SynRecord, dest: Dest) {
+    let policy = policy();
+    let key = FlowKey {
+        client: record.client,
+        vip: record.vip,
+    };
+    let Some(heart) = heart() else {
+        return;
+    };
+    // SAFETY: the values are copied at once; writers write whole words.
+    let real = unsafe { REALS.get(record.dest) }.copied();
+    // SAFETY: as above.
+    let since = unsafe { DRAINS.get(dest.key()) }.copied();
+    let now = record.header.time;
+    let moment = Moment {
+        now,
+        heart: heart.deadline,
+        drained_since: since.unwrap_or(policy.started),
+        // Of whom nothing is known yet it is found out from now on.
+        answered: real.map_or_else(|| first_seen(&record.dest, now), |real| real.answered),
+        state: u32::from(record.state),
+        conn_flags: record.conn_flags,
+    };
+    if record.netns != policy.netns || !policy.acts(&moment) || !within_rate(now) {
+        // The entry goes on with this SYN: what was known of it is void.
+        let _absent = FLOWS.remove(key);
+        return;
+    }
+    if policy.dry_run != 0 {
+        record.header.set(Header::WOULD_ACT);
+        return;
+    }
+    let direct = Forwarding::from_flags(record.conn_flags) == Some(Forwarding::Dr);
+    let to = if direct { &record.vip } else { &record.dest };
+    let place = VerdictKey {
+        addr: *to.addr(),
+        port: to.port().to_be_bytes(),
+        pad: [0; 2],
+        seq: record.seq,
+    };
+    let verdict = Verdict {
+        flow: key,
+        deadline: now + VERDICT_NS,
+    };
+    if VERDICTS.insert(place, verdict, 0).is_err() {
+        return count(Stat::GuardFull);
+    }
+    record.header.set(Header::ARMED);
+    let Some(real) = real else {
+        return;
+    };
+    let flow = Flow {
+        deadline: now + policy.flow_life(u32::from(record.state)),
+        not_before: 0,
+        generation: real.generation,
+        dest: record.dest,
+        seq: record.seq,
+        answered: 1,
+        conn_flags: record.conn_flags,
+        state: u32::from(record.state),
+    };
+    if FLOWS.insert(key, flow, 0).is_err() {
+        count(Stat::GuardFull);
+    }
+}
+
+/// A new entry, or none any more: the flow of that name is no longer stale.
+#[inline(always)]
+pub(crate) fn forget(conn: Conn) -> Result<(), Fault> {
+    let mut key = FlowKey::default();
+    conn.client(&mut key.client)?;
+    conn.vip(&mut key.vip)?;
+    let _absent = FLOWS.remove(key);
+    Ok(())
+}
+
+/// The weight of a destination is set.
+#[inline(always)]
+pub(crate) fn updated(dest: Dest, record: &DestRecord) {
+    if record.netns != policy().netns {
+        return;
+    }
+    let added = record.header.has(Header::ADDED);
+    if record.weight_after == 0 {
+        if added || record.weight_before != 0 {
+            if DRAINS.insert(dest.key(), record.header.time, 0).is_err() {
+                count(Stat::GuardFull);
+            }
+            drain_begins();
+        }
+        ensure(&record.dest);
+    } else {
+        let _absent = DRAINS.remove(dest.key());
+        renew(&record.dest);
+    }
+}
+
+/// A destination is removed.
+#[inline(always)]
+pub(crate) fn deleted(dest: Dest, record: &DestRecord) {
+    if record.netns != policy().netns {
+        return;
+    }
+    let _absent = DRAINS.remove(dest.key());
+    renew(&record.dest);
+}
+
+/// Every flow to the real server is void.
+#[inline(always)]
+pub(crate) fn renew(endpoint: &Endpoint) {
+    match REALS.get_ptr_mut(endpoint) {
+        // SAFETY: a live map value; a word that is written whole.
+        Some(real) => unsafe { (*real).generation = bpf_ktime_get_ns() },
+        None => ensure(endpoint),
+    }
+}
+
+/// The real server is known from now on.
+#[inline(always)]
+pub(crate) fn ensure(endpoint: &Endpoint) {
+    if REALS.get_ptr(endpoint).is_none() {
+        // SAFETY: the helper has no preconditions.
+        insert(endpoint, unsafe { bpf_ktime_get_ns() }, 0);
+    }
+}
+
+/// A real server that nobody configured under this port: of a service of all
+/// ports. It counts as answering now.
+#[inline(always)]
+fn first_seen(endpoint: &Endpoint, now: u64) -> u64 {
+    insert(endpoint, now, now);
+    now
+}
+
+#[inline(always)]
+fn insert(endpoint: &Endpoint, generation: u64, answered: u64) {
+    let real = Real {
+        generation,
+        answered,
+    };
+    if REALS.insert(endpoint, real, 0).is_err() {
+        count(Stat::GuardFull);
+    }
+}

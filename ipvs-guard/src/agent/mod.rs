@@ -1,0 +1,397 @@
+//! The agent's life: wait for ip_vs, attach, stream, notice that ip_vs goes and
+//! comes back, end cleanly.
+
+mod session;
+
+use std::{
+    future::pending,
+    io::{self, IsTerminal as _},
+    os::fd::AsFd as _,
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use ipvs_guard_common::filter::Filter;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Instant, MissedTickBehavior, interval, sleep_until},
+};
+
+use self::session::Session;
+use crate::{
+    bpf::{Attachments, KERNEL_STAGES},
+    clock::Clock,
+    enforce::{self, Guard},
+    event::Class,
+    failure::Failure,
+    kernel::symbols::{Host, ModuleState, ModuleWatch},
+    pipeline::{Pipeline, Watched, ring::watch_readable},
+    preflight,
+    say::say,
+    sink::Sink,
+};
+
+/// How often the state of ip_vs is looked at.
+const MODULE_EVERY: Duration = Duration::from_millis(200);
+/// How often losses are reported and clocks read again.
+const LOSSES_EVERY: Duration = Duration::from_secs(1);
+/// Records that are taken before anything else gets its turn.
+const BURST: usize = 1_024;
+/// From the wish to end to the end of the sinks, detaching included.
+const PATIENCE: Duration = Duration::from_millis(800);
+/// What the sinks get at least.
+const LEAST_PATIENCE: Duration = Duration::from_millis(100);
+
+/// What is watched.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Classes that are reported.
+    pub classes: Vec<Class>,
+    /// What the kernel side lets through.
+    pub filter: Filter,
+    /// Ends after this time: of waiting for ip_vs, and counted anew from the
+    /// first readiness on.
+    pub duration: Option<Duration>,
+    /// Ends after so many events.
+    pub max_events: Option<u64>,
+    /// Follows each SYN through `ip_vs_in`.
+    pub trace: bool,
+    /// BTF to take the layout from.
+    pub btf: Option<PathBuf>,
+    /// What is done about stale SYNs; nothing when there is none.
+    pub enforce: Option<enforce::Settings>,
+}
+
+enum Next {
+    End,
+    ModuleGone,
+}
+
+/// Runs until a signal, the duration, the number of events or a reader that
+/// went ends it.
+///
+/// # Errors
+/// [`Failure`] when the agent cannot work here.
+pub async fn run(settings: Settings, sinks: Vec<Sink>) -> Result<(), Failure> {
+    preflight::check_features()?;
+    preflight::check_privileges()?;
+    preflight::check_btf(settings.btf.as_deref())?;
+    let clock = Clock::read().context("clock_gettime")?;
+    let host = nix::unistd::gethostname().context("gethostname")?;
+    let host = host.to_string_lossy().into_owned().into();
+    let mut agent = Agent {
+        pipeline: Pipeline::new(
+            settings.classes.clone(),
+            sinks,
+            settings.max_events,
+            host,
+            clock,
+        ),
+        module: ModuleWatch::new(Host::default()),
+        stop: Stop {
+            interrupt: signal(SignalKind::interrupt()).context("signal(SIGINT)")?,
+            terminate: signal(SignalKind::terminate()).context("signal(SIGTERM)")?,
+            deadline: settings.duration.map(|duration| Instant::now() + duration),
+        },
+        settings,
+        came: false,
+        ready_at: None,
+        ending_at: None,
+    };
+    let outcome = agent.live().await;
+    let watched = match agent.ready_at {
+        Some(at) => Watched::For(at.elapsed()),
+        None if agent.came || outcome.is_err() => Watched::NotReady,
+        None => Watched::NoIpvs,
+    };
+    let mut filter = agent.settings.filter;
+    if agent.settings.enforce.is_some() {
+        // Enforcing is for one namespace, whether or not the user names it.
+        filter.netns = 0;
+    }
+    let filtered = filter != Filter::default();
+    let detaching = agent.ending_at.map_or(Duration::ZERO, |at| at.elapsed());
+    let patience = PATIENCE.saturating_sub(detaching).max(LEAST_PATIENCE);
+    agent.pipeline.finish(watched, filtered, patience);
+    outcome
+}
+
+struct Agent {
+    settings: Settings,
+    pipeline: Pipeline,
+    module: ModuleWatch,
+    stop: Stop,
+    /// ip_vs has been there.
+    came: bool,
+    ready_at: Option<Instant>,
+    ending_at: Option<Instant>,
+}
+
+/// What ends the agent from outside.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+    deadline: Option<Instant>,
+}
+
+impl Stop {
+    /// Resolves when the agent is to end.
+    async fn requested(&mut self) {
+        let deadline = async {
+            match self.deadline {
+                Some(deadline) => sleep_until(deadline).await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            () = deadline => {}
+        }
+    }
+
+    /// Resolves when a signal ends the agent.
+    async fn signalled(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+impl Agent {
+    async fn live(&mut self) -> Result<(), Failure> {
+        loop {
+            let waited = !self.module_is_live()?;
+            let Some(generation) = self.wait_for_module().await? else {
+                return Ok(());
+            };
+            self.came = true;
+            let settings = self.settings.clone();
+            let fresh = !waited && self.ready_at.is_none();
+            let opening = tokio::task::spawn_blocking(move || Session::open(&settings, fresh));
+            let opened = tokio::select! {
+                opened = opening => opened.context("opening the session")?,
+                // The duration is of watching: it does not run meanwhile.
+                () = self.stop.signalled() => return Ok(()),
+            };
+            let session = match opened {
+                Ok(session) => session,
+                // It may have gone in the meantime: no fault of anybody's.
+                Err(_) if self.module_state()? != generation => continue,
+                Err(failure) => return Err(failure),
+            };
+            match self.stream(session, generation).await? {
+                Next::End => return Ok(()),
+                Next::ModuleGone => {
+                    self.pipeline.restart_losses(&KERNEL_STAGES);
+                    say(format_args!(
+                        "ipvs-guard: ip_vs was removed; waiting for it to come back"
+                    ));
+                }
+            }
+        }
+    }
+
+    fn module_is_live(&mut self) -> Result<bool, Failure> {
+        let state = self.module_state()?;
+        Ok(matches!(
+            state,
+            ModuleState::BuiltIn | ModuleState::Live { .. }
+        ))
+    }
+
+    fn module_state(&mut self) -> Result<ModuleState, Failure> {
+        Ok(self.module.state().context("the state of module ip_vs")?)
+    }
+
+    /// Waits until ip_vs is there; `None` when the agent is to end before.
+    async fn wait_for_module(&mut self) -> Result<Option<ModuleState>, Failure> {
+        let mut said = self.ready_at.is_some();
+        loop {
+            match self.module_state()? {
+                state @ (ModuleState::BuiltIn | ModuleState::Live { .. }) => {
+                    return Ok(Some(state));
+                }
+                ModuleState::Absent | ModuleState::Changing => {}
+            }
+            if !said {
+                said = true;
+                say(format_args!(
+                    "ipvs-guard: waiting: ip_vs is not loaded; it comes with the first service \
+                     of kube-proxy, kube-router or keepalived, or with: modprobe ip_vs"
+                ));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(MODULE_EVERY) => {}
+                () = self.stop.requested() => return Ok(None),
+            }
+            if reader_closed() {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn stream(&mut self, session: Session, live: ModuleState) -> Result<Next, Failure> {
+        let Session {
+            mut loaded,
+            counters,
+            attachments,
+            available_bit,
+            mut guard,
+        } = session;
+        self.pipeline.set_available_bit(available_bit);
+        let mut ring = loaded.ring().map_err(|e| Failure::Internal(e.into()))?;
+        let mut logger = BpfLog::new(&mut loaded);
+        let reader_gone = self.pipeline.reader_gone();
+        let mut module_tick = interval(MODULE_EVERY);
+        let mut losses_tick = interval(LOSSES_EVERY);
+        module_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        losses_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ready = false;
+        let next = loop {
+            if !ready && guard.as_ref().is_none_or(Guard::is_armed) {
+                ready = true;
+                self.say_ready(&attachments, guard.as_ref());
+            }
+            let due = guard.as_mut().and_then(|guard| guard.next_due(ready));
+            tokio::select! {
+                biased;
+                () = self.stop.requested() => break Next::End,
+                () = reader_gone.notified() => break Next::End,
+                _ = module_tick.tick() => {
+                    if reader_closed() {
+                        break Next::End;
+                    }
+                    if self.module_state()? != live {
+                        break Next::ModuleGone;
+                    }
+                    if let Some(guard) = &mut guard {
+                        guard.beat();
+                        guard.follow_devices(&mut loaded);
+                    }
+                }
+                () = overdue(due) => {
+                    if let Some(guard) = &mut guard {
+                        guard.beat();
+                        while let Some((record, action)) = guard.overdue() {
+                            self.pipeline.accept(&record, action);
+                        }
+                    }
+                }
+                _ = losses_tick.tick() => {
+                    let missed = counters.missed(&loaded);
+                    self.pipeline.report_losses(&counters.losses(missed));
+                    self.pipeline.set_clock(Clock::read().context("clock_gettime")?);
+                }
+                () = logger.flush() => {}
+                read = ring.read(BURST, |bytes| take(&mut self.pipeline, guard.as_mut(), bytes)) => {
+                    read.context("reading the ring buffer")?;
+                }
+            }
+            if let Some(guard) = &mut guard {
+                guard.follow_drains(&mut loaded);
+            }
+            if self.pipeline.is_done() {
+                break Next::End;
+            }
+        };
+        self.ending_at = Some(Instant::now());
+        let missed = counters.missed(&loaded);
+        if let Some(guard) = &mut guard {
+            guard.stop(&mut loaded);
+        }
+        // No probe runs after this; what they left is still reported.
+        drop(loaded);
+        while ring.drain(BURST, |bytes| {
+            take(&mut self.pipeline, guard.as_mut(), bytes)
+        }) > 0
+        {}
+        if let Some(guard) = &mut guard {
+            while let Some((record, action)) = guard.overdue() {
+                self.pipeline.accept(&record, action);
+            }
+        }
+        self.pipeline.report_losses(&counters.losses(missed));
+        Ok(next)
+    }
+
+    fn say_ready(&mut self, attachments: &Attachments, guard: Option<&Guard>) {
+        if self.ready_at.is_none() {
+            self.ready_at = Some(Instant::now());
+            self.stop.deadline = self.settings.duration.map(|time| Instant::now() + time);
+        }
+        match guard {
+            None => say(format_args!("ready: {}", attachments.summary())),
+            Some(guard) => say(format_args!(
+                "ready: {}; {}",
+                guard.summary(),
+                attachments.summary()
+            )),
+        }
+    }
+}
+
+/// One record, to the guard first where there is one.
+fn take(pipeline: &mut Pipeline, guard: Option<&mut Guard>, bytes: &[u8]) {
+    let Some(guard) = guard else {
+        return pipeline.record(bytes);
+    };
+    if let Some(record) = pipeline.decode(bytes)
+        && let Some((record, action)) = guard.take(record)
+    {
+        pipeline.accept(&record, action);
+    }
+}
+
+/// Resolves at `due`; never when there is none.
+async fn overdue(due: Option<std::time::Instant>) {
+    match due {
+        Some(due) => sleep_until(due.into()).await,
+        None => pending().await,
+    }
+}
+
+/// What the programs log, when that is wanted.
+struct BpfLog(Option<tokio::io::unix::AsyncFd<aya_log::EbpfLogger<&'static dyn log::Log>>>);
+
+impl BpfLog {
+    fn new(loaded: &mut crate::bpf::Loaded) -> Self {
+        if !log::log_enabled!(log::Level::Debug) {
+            return Self(None);
+        }
+        Self(
+            loaded
+                .logger()
+                .and_then(|logger| watch_readable(logger).ok()),
+        )
+    }
+
+    async fn flush(&mut self) {
+        let Some(logger) = &mut self.0 else {
+            return pending().await;
+        };
+        match logger.readable_mut().await {
+            Ok(mut guard) => {
+                guard.get_inner_mut().flush();
+                guard.clear_ready();
+            }
+            Err(_) => self.0 = None,
+        }
+    }
+}
+
+/// Whether standard output is a pipe or socket that nobody reads any more.
+fn reader_closed() -> bool {
+    let stdout = io::stdout();
+    if stdout.is_terminal() {
+        return false;
+    }
+    let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+        && fds[0]
+            .revents()
+            .is_some_and(|events| events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP))
+}

@@ -1,0 +1,20 @@
+//! The eBPF programs: loading them with what they must know, attaching them,
+//! reading their counters, keeping the maps that they go by, trying them.
+
+mod attach;
+mod devices;
+mod guard;
+mod load;
+mod run;
+mod stats;
+mod trial;
+
+pub use self::{
+    attach::Attachments,
+    devices::{Covered, Devices, remove_leftovers},
+    guard::{GuardMaps, HeartMap},
+    load::{BpfError, Loaded, Options},
+    run::Tried,
+    stats::{Counters, KERNEL_STAGES, loaded_programs},
+    trial::Packet,
+};

@@ -1,0 +1,220 @@
+//! The flags of every command that streams events, and what they come to.
+
+use std::{
+    fs::File,
+    io::{self, IsTerminal as _},
+    os::fd::AsFd as _,
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use clap::ValueEnum;
+use ipvs_guard_common::filter::{Filter, MAX_RULES, Rule, Rules};
+
+use crate::{
+    agent::{self, Settings},
+    enforce,
+    event::Class,
+    failure::Failure,
+    settings::{self, Client, Target},
+    sink::{Human, Json, Sink},
+};
+
+#[derive(Debug, clap::Args)]
+#[group(id = "stream")]
+pub(super) struct Args {
+    /// Form of the events: human, or json (one object a line); json when standard
+    /// output is no terminal
+    #[arg(long, value_name = "FORM", env = "IPVS_GUARD_FORMAT")]
+    format: Option<Form>,
+
+    /// Only events of these classes: stale_reuse, rescheduled, drain_started,
+    /// drain_ended, loss, trace; all but rescheduled when not given
+    #[arg(
+        long = "event",
+        value_name = "CLASS,…",
+        value_delimiter = ',',
+        env = "IPVS_GUARD_EVENT"
+    )]
+    events: Vec<Class>,
+
+    /// Only these virtual services; up to 8, IPv6 with a port as [ADDR]:PORT
+    #[arg(
+        long,
+        value_name = "ADDR[:PORT],…",
+        value_delimiter = ',',
+        env = "IPVS_GUARD_VIP"
+    )]
+    vip: Vec<Target>,
+
+    /// Only clients of these addresses or networks; up to 8
+    #[arg(
+        long,
+        value_name = "CIDR,…",
+        value_delimiter = ',',
+        env = "IPVS_GUARD_CLIENT"
+    )]
+    client: Vec<Client>,
+
+    /// Only these real servers; up to 8, IPv6 with a port as [ADDR]:PORT
+    #[arg(
+        long,
+        value_name = "ADDR[:PORT],…",
+        value_delimiter = ',',
+        env = "IPVS_GUARD_DEST"
+    )]
+    dest: Vec<Target>,
+
+    /// End after this time, such as 30s or 5m; waiting for ip_vs counts, and from the
+    /// first ready on it counts anew
+    #[arg(long, value_name = "T", value_parser = settings::duration, env = "IPVS_GUARD_DURATION")]
+    duration: Option<Duration>,
+
+    /// End after so many events
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), env = "IPVS_GUARD_MAX_EVENTS")]
+    max_events: Option<u64>,
+
+    /// Follow each SYN through ip_vs_in, its lookup and its verdict, and time it;
+    /// costs two more probes and two return probes a packet
+    #[arg(long, env = "IPVS_GUARD_TRACE")]
+    trace: bool,
+
+    /// Take the kernel's structure layout from this BTF or ELF file
+    #[arg(long, value_name = "FILE", env = "IPVS_GUARD_BTF")]
+    btf: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Form {
+    /// Aligned columns and a summary.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Args {
+    /// Streams the events of the network namespace with inode `netns`, of all if
+    /// there is none, until the agent ends.
+    pub(super) fn stream(
+        self,
+        netns: Option<u32>,
+        enforce: Option<enforce::Settings>,
+    ) -> Result<(), Failure> {
+        let Self {
+            format,
+            events,
+            vip,
+            client,
+            dest,
+            duration,
+            max_events,
+            trace,
+            btf,
+        } = self;
+        let settings = Settings {
+            classes: classes(events, trace)?,
+            filter: Filter {
+                vip: rules("--vip", vip)?,
+                client: rules("--client", client)?,
+                dest: rules("--dest", dest)?,
+                netns: netns.unwrap_or(0),
+                pad: 0,
+            },
+            duration,
+            max_events,
+            trace,
+            btf,
+            enforce,
+        };
+        let sink = stdout_sink(format, netns.is_none())?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("starting the runtime")?;
+        let outcome = runtime.block_on(agent::run(settings, vec![sink]));
+        // A proof under way is not waited for: the process ends, and it with it.
+        runtime.shutdown_background();
+        outcome
+    }
+}
+
+fn classes(events: Vec<Class>, trace: bool) -> Result<Vec<Class>, Failure> {
+    if events.contains(&Class::Trace) && !trace {
+        return Err(Failure::Usage(
+            "--event trace: traces come with --trace only; add it".into(),
+        ));
+    }
+    if events.is_empty() {
+        return Ok(Class::ALL
+            .iter()
+            .copied()
+            .filter(|class| class.by_default())
+            .collect());
+    }
+    Ok(events)
+}
+
+fn rules<T: Into<Rule>>(flag: &str, values: Vec<T>) -> Result<Rules, Failure> {
+    let mut rules = Rules::default();
+    let count = values.len();
+    for value in values {
+        rules.push(value.into()).map_err(|_| {
+            let instead = match flag {
+                "--client" => "networks instead of addresses",
+                _ => "an address without its port for all its ports",
+            };
+            Failure::Usage(format!(
+                "{flag}: {count} values, but the kernel side takes {MAX_RULES}; \
+                 give fewer, or {instead}"
+            ))
+        })?;
+    }
+    Ok(rules)
+}
+
+/// Events on standard output. Its own descriptor: no buffer in between that
+/// could hold half a line when a disk is full.
+fn stdout_sink(format: Option<Form>, many_namespaces: bool) -> Result<Sink, Failure> {
+    const STAGE: &str = "sink.stdout";
+    const WHAT: &str = "standard output";
+    let stdout = io::stdout();
+    let terminal = stdout.is_terminal();
+    let out = File::from(
+        stdout
+            .as_fd()
+            .try_clone_to_owned()
+            .context("duplicating standard output")?,
+    );
+    let sink = match format.unwrap_or(if terminal { Form::Human } else { Form::Json }) {
+        Form::Json => Sink::start(STAGE, WHAT, Json, out),
+        Form::Human => {
+            let colour = anstream::AutoStream::choice(&stdout) != anstream::ColorChoice::Never;
+            Sink::start(STAGE, WHAT, Human::new(colour, many_namespaces), out)
+        }
+    };
+    Ok(sink.context("starting the sink")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn too_many_values_get_advice_that_their_flag_takes() {
+        let clients: Vec<Client> = (0..9)
+            .map(|i| format!("10.0.0.{i}").parse().unwrap())
+            .collect();
+        let line = rules("--client", clients).unwrap_err().to_string();
+        assert!(
+            line.contains("9 values") && line.contains("networks"),
+            "{line}"
+        );
+        let vips: Vec<Target> = (0..9)
+            .map(|i| format!("10.0.0.{i}:80").parse().unwrap())
+            .collect();
+        let line = rules("--vip", vips).unwrap_err().to_string();
+        assert!(line.contains("without its port"), "{line}");
+        assert!(!line.contains("networks"), "{line}");
+    }
+}

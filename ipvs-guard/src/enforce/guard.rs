@@ -1,0 +1,365 @@
+//! The running side of enforcement: heartbeat, devices, SYNs under way.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        mpsc::{SyncSender, sync_channel},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use ipvs_guard_common::{
+    decode::Record,
+    event::{Header, SynRecord},
+    filter::Filter,
+    guard::Policy,
+};
+
+use super::{
+    Action as Wanted, Settings,
+    pending::Pending,
+    responder::Responder,
+    scanner::{Changed, Scanner},
+};
+use crate::{
+    bpf::{BpfError, Covered, Devices, GuardMaps, HeartMap, Loaded},
+    clock::monotonic,
+    event::Action,
+    failure::Failure,
+    netlink::route::{Device, LinkLayer, LinkMonitor, RouteSocket},
+    say::say,
+};
+
+/// How long after a beat the programs still act: an agent that stops for longer
+/// enforces nothing.
+const HEART: Duration = Duration::from_millis(1_800);
+
+/// How long it must be calm until the way out is watched no more: drains come in
+/// rows.
+const CALM: Duration = Duration::from_secs(20);
+
+/// Everything that enforces as long as ip_vs stays loaded.
+pub struct Guard {
+    settings: Settings,
+    devices: Devices,
+    routes: RouteSocket,
+    monitor: LinkMonitor,
+    /// Devices that cannot be covered, said once.
+    refused: BTreeSet<(u32, String)>,
+    heart: Arc<HeartMap>,
+    changes: SyncSender<Changed>,
+    pending: Pending,
+    responder: Responder,
+    /// Nothing is enforced before: who answers is listened for.
+    armed_at: Instant,
+    failing: bool,
+    /// Since when no destination has weight 0.
+    calm_since: Option<Instant>,
+}
+
+impl Guard {
+    /// Covers the devices and reads the first state of everything. Nothing is
+    /// enforced before the first [`Self::beat`].
+    ///
+    /// `fresh`: ip_vs was there before the agent, so a scope without a service is
+    /// a mistake.
+    ///
+    /// # Errors
+    /// [`Failure`], with nothing left behind.
+    pub fn start(
+        loaded: &mut Loaded,
+        settings: Settings,
+        filter: Filter,
+        policy: Policy,
+        fresh: bool,
+    ) -> Result<Self, Failure> {
+        let internal = |error: BpfError| Failure::Internal(error.into());
+        let heart = Arc::new(HeartMap::take(loaded).map_err(internal)?);
+        let maps = GuardMaps::take(loaded).map_err(internal)?;
+        let mut scanner = Scanner::new(maps, Arc::clone(&heart), filter, policy)?;
+        let found = scanner.scan()?;
+        if found.services == 0 && fresh && !filter.vip.is_empty() {
+            return Err(Failure::Usage(
+                "--vip: no virtual TCP service of this network namespace matches; ipvsadm -Ln \
+                 lists them"
+                    .into(),
+            ));
+        }
+        let (changes, inbox) = sync_channel(1);
+        thread::Builder::new()
+            .name("scanner".into())
+            .spawn(move || scanner.run(&inbox))
+            .map_err(|error| Failure::Internal(error.into()))?;
+        let listening = if found.draining > 0 {
+            settings.unless_answering
+        } else {
+            Duration::ZERO
+        };
+        let mut guard = Self {
+            devices: Devices::new(loaded).map_err(internal)?,
+            // Before the first listing: nothing that comes in between is missed.
+            monitor: LinkMonitor::open().map_err(|error| Failure::Internal(error.into()))?,
+            routes: RouteSocket::open().map_err(|error| Failure::Internal(error.into()))?,
+            refused: BTreeSet::new(),
+            heart,
+            changes,
+            pending: Pending::default(),
+            responder: Responder::default(),
+            armed_at: Instant::now() + listening,
+            failing: false,
+            calm_since: None,
+            settings,
+        };
+        guard.follow_drains(loaded);
+        if let Err(failure) = guard.cover_first(loaded) {
+            guard.devices.clear(loaded);
+            return Err(failure);
+        }
+        Ok(guard)
+    }
+
+    fn cover_first(&mut self, loaded: &mut Loaded) -> Result<(), Failure> {
+        let present = self
+            .routes
+            .devices()
+            .map_err(|error| Failure::Internal(error.into()))?;
+        for name in &self.settings.interfaces {
+            if !present.iter().any(|device| device.name == *name) {
+                let names: Vec<&str> = present.iter().map(|d| d.name.as_str()).collect();
+                return Err(Failure::Usage(format!(
+                    "--interface {name}: no such device in this network namespace; there are {}",
+                    names.join(", ")
+                )));
+            }
+        }
+        for device in &present {
+            if !self.wants(device) {
+                continue;
+            }
+            if let Err(reason) = self.cover(loaded, device)
+                && !self.settings.interfaces.is_empty()
+            {
+                return Err(Failure::Missing(format!(
+                    "--interface {}: {reason}; leave the device out, or free its TC",
+                    device.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn wants(&self, device: &Device) -> bool {
+        if self.settings.interfaces.is_empty() {
+            matches!(device.link_layer, LinkLayer::Ethernet | LinkLayer::Bare)
+        } else {
+            self.settings.interfaces.contains(&device.name)
+        }
+    }
+
+    fn cover(&mut self, loaded: &mut Loaded, device: &Device) -> Result<(), String> {
+        match self.devices.add(loaded, device) {
+            Ok((covered, refused)) => {
+                if let Some(reason) = refused {
+                    say(format_args!(
+                        "ipvs-guard: {}: the driver refuses XDP ({reason}); TC ingress serves \
+                         instead",
+                        device.name
+                    ));
+                }
+                let by = match covered {
+                    Covered::Xdp => "XDP",
+                    Covered::Tc => "TC",
+                };
+                log::info!("{} is covered by {by}", device.name);
+                Ok(())
+            }
+            Err(reason) => {
+                if self.refused.insert((device.index, device.name.clone())) {
+                    say(format_args!(
+                        "ipvs-guard: {}: not covered: {reason}",
+                        device.name
+                    ));
+                }
+                Err(reason)
+            }
+        }
+    }
+
+    /// Covers devices that came, forgets those that went.
+    pub fn follow_devices(&mut self, loaded: &mut Loaded) {
+        if !self.monitor.has_news() && !self.failing {
+            return;
+        }
+        let present = match self.routes.devices() {
+            Ok(present) => present,
+            Err(error) => {
+                if !self.failing {
+                    say(format_args!(
+                        "ipvs-guard: {error}; new devices are not covered"
+                    ));
+                }
+                self.failing = true;
+                return;
+            }
+        };
+        self.failing = false;
+        self.devices.retain(loaded, &present);
+        self.refused
+            .retain(|(index, _)| present.iter().any(|device| device.index == *index));
+        let fresh: Vec<&Device> = present
+            .iter()
+            .filter(|device| {
+                self.wants(device)
+                    && !self.devices.has(device)
+                    && !self.refused.contains(&(device.index, device.name.clone()))
+            })
+            .collect();
+        for device in fresh {
+            // A device that went meanwhile is no failure, and anything else is said.
+            let _said = self.cover(loaded, device);
+        }
+    }
+
+    /// Whether enforcement has begun.
+    pub fn is_armed(&self) -> bool {
+        Instant::now() >= self.armed_at
+    }
+
+    /// Lets the programs act for a moment more.
+    pub fn beat(&self) {
+        if self.is_armed() {
+            let life = HEART.as_nanos() as u64;
+            self.heart.beat(monotonic().saturating_add(life));
+        }
+    }
+
+    /// "reset on DEVICE, …".
+    pub fn summary(&self) -> String {
+        let action = match (self.settings.action, self.settings.dry_run) {
+            (Wanted::Drop, false) => "drop",
+            (Wanted::Reset, false) => "reset",
+            (Wanted::Drop, true) => "dry run of drop",
+            (Wanted::Reset, true) => "dry run of reset",
+        };
+        let names: Vec<&str> = self.devices.names().collect();
+        if names.is_empty() {
+            format!("{action}, on devices as they come")
+        } else {
+            format!("{action} on {}", names.join(", "))
+        }
+    }
+
+    /// The event that a record comes to, and what was done; `None`: nothing yet.
+    pub fn take(&mut self, record: Record) -> Option<(Record, Action)> {
+        match &record {
+            Record::Stale(syn) if syn.header.has(Header::ARMED) => {
+                match self.pending.add(*syn, Instant::now()) {
+                    None => None,
+                    Some(syn) => self.unmet(syn),
+                }
+            }
+            Record::Stale(syn) if syn.header.has(Header::WOULD_ACT) => {
+                let action = match self.settings.action {
+                    Wanted::Drop => Action::WouldDrop,
+                    Wanted::Reset => Action::WouldReset,
+                };
+                Some((record, action))
+            }
+            Record::Met(met) => match self.pending.met(&met.key) {
+                Some(syn) if met.header.has(Header::UNANSWERED) => {
+                    let action = self.answer(&syn);
+                    Some((Record::Stale(syn), action))
+                }
+                Some(syn) => Some((Record::Stale(syn), self.done())),
+                // Its record found the ring full, and is counted there.
+                None => None,
+            },
+            Record::Turned(_) => Some((record, self.done())),
+            Record::DestUpdate(_) | Record::DestDelete(_) => {
+                // A scan that is due already will see this change, too.
+                let _due = self.changes.try_send(Changed);
+                Some((record, Action::Observed))
+            }
+            Record::Stale(_)
+            | Record::Rescheduled(_)
+            | Record::Trace(_)
+            | Record::Proof(_)
+            | Record::ProofSkb(_)
+            | Record::ProofFault(_) => Some((record, Action::Observed)),
+        }
+    }
+
+    /// Watches the way out of the devices while destinations drain.
+    pub fn follow_drains(&mut self, loaded: &mut Loaded) {
+        if !self.heart.is_calm() {
+            self.calm_since = None;
+            if !self.devices.has_egress() {
+                let mut failed = self.devices.set_egress(loaded, true);
+                if !failed.is_empty() {
+                    // A device often goes with the server that drains: such a one is
+                    // not missed.
+                    self.follow_devices(loaded);
+                    failed = self.devices.set_egress(loaded, true);
+                }
+                for (device, reason) in failed {
+                    say(format_args!("ipvs-guard: {device}: not covered: {reason}"));
+                }
+            }
+        } else if self.devices.has_egress() {
+            let since = *self.calm_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= CALM {
+                self.devices.set_egress(loaded, false);
+            }
+        }
+    }
+
+    /// When a SYN under way is overdue or, as long as the agent is not `ready`,
+    /// enforcement begins.
+    pub fn next_due(&mut self, ready: bool) -> Option<Instant> {
+        if ready {
+            self.pending.next_due()
+        } else {
+            Some(self.armed_at)
+        }
+    }
+
+    /// A SYN that did not come to a device in time: it is answered from here.
+    pub fn overdue(&mut self) -> Option<(Record, Action)> {
+        let syn = self.pending.overdue(Instant::now())?;
+        self.unmet(syn)
+    }
+
+    fn unmet(&mut self, syn: SynRecord) -> Option<(Record, Action)> {
+        let action = match self.settings.action {
+            Wanted::Reset => self.answer(&syn),
+            Wanted::Drop => Action::Failed,
+        };
+        Some((Record::Stale(syn), action))
+    }
+
+    const fn done(&self) -> Action {
+        match self.settings.action {
+            Wanted::Drop => Action::Dropped,
+            Wanted::Reset => Action::Reset,
+        }
+    }
+
+    fn answer(&mut self, syn: &SynRecord) -> Action {
+        match self.responder.reset(&syn.client, &syn.vip, syn.seq) {
+            Ok(()) => Action::Reset,
+            Err(reason) => {
+                log::warn!("{reason}");
+                Action::Failed
+            }
+        }
+    }
+
+    /// Ends enforcement: nothing is acted on from here on, and no program stays on a
+    /// device.
+    pub fn stop(&mut self, loaded: &mut Loaded) {
+        self.heart.beat(0);
+        self.devices.clear(loaded);
+    }
+}

@@ -1,0 +1,76 @@
+//! Enforcement: what is done about stale SYNs, on which devices, and for whom.
+
+mod guard;
+mod leftovers;
+mod lock;
+mod pending;
+mod plan;
+mod responder;
+mod scanner;
+
+use std::time::Duration;
+
+use ipvs_guard_common::guard::{self as abi, Policy};
+
+pub use self::{
+    guard::Guard,
+    leftovers::{Leftover, sweep},
+    lock::{Lock, LockError},
+};
+
+/// What is done about a stale SYN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Action {
+    /// Drop it.
+    Drop,
+    /// Answer it with a reset.
+    Reset,
+}
+
+/// What is enforced.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What is done.
+    pub action: Action,
+    /// Say what would be done, do nothing.
+    pub dry_run: bool,
+    /// How long a destination is left alone after its weight became 0.
+    pub grace: Duration,
+    /// A destination that answered within this time is left alone.
+    pub unless_answering: Duration,
+    /// How long a stale flow is remembered at most.
+    pub ttl: Duration,
+    /// Entry states acted on, bit n for `ip_vs_conn.state` n.
+    pub states: u32,
+    /// Answers a second at most; 0: no limit.
+    pub max_rate: u32,
+    /// Devices by name; empty: all that carry traffic of IPVS.
+    pub interfaces: Vec<String>,
+}
+
+impl Settings {
+    /// What the programs are told; `netns` is the inode of the one namespace that
+    /// is enforced, `now` is `CLOCK_MONOTONIC` in nanoseconds.
+    pub fn policy(&self, netns: u32, now: u64) -> Policy {
+        Policy {
+            grace_ns: nanoseconds(self.grace),
+            unless_answering_ns: nanoseconds(self.unless_answering),
+            flow_ns: nanoseconds(self.ttl),
+            started: now,
+            netns,
+            states: self.states,
+            max_rate: self.max_rate,
+            action: match self.action {
+                Action::Drop => abi::DROP,
+                Action::Reset => abi::RESET,
+            },
+            dry_run: self.dry_run.into(),
+            pad: 0,
+        }
+    }
+}
+
+/// Centuries are as good as for ever.
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,257 @@
+//! Which entries of the connection table are stale flows. Pure: the scanner reads
+//! what goes in and writes what comes out.
+
+use std::{collections::HashMap, net::SocketAddr};
+
+use ipvs_guard_common::{
+    addr::Endpoint,
+    filter::Filter,
+    guard::{FlowKey, SURE_LIFE_NS},
+    state::ConnState,
+};
+
+use crate::netlink::{
+    conntable::ConnEntry,
+    ipvs::{Protocol, ServiceId},
+};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Destinations of weight 0, with the time their drain began (`CLOCK_MONOTONIC`,
+/// nanoseconds).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Draining {
+    by_address: HashMap<(SocketAddr, SocketAddr), u64>,
+    /// Of services by firewall mark: the table does not tell an entry's mark.
+    by_mark: HashMap<SocketAddr, u64>,
+}
+
+impl Draining {
+    pub(super) fn add(&mut self, service: &ServiceId, destination: SocketAddr, since: u64) {
+        match service {
+            ServiceId::Address { address, .. } => {
+                self.by_address.insert((*address, destination), since);
+            }
+            ServiceId::Fwmark { .. } => {
+                self.by_mark.insert(destination, since);
+            }
+        }
+    }
+
+    /// Each destination, once for every service that it drains in.
+    pub(super) fn destinations(&self) -> impl Iterator<Item = SocketAddr> {
+        let by_address = self.by_address.keys().map(|(_, destination)| *destination);
+        by_address.chain(self.by_mark.keys().copied())
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_address.is_empty() && self.by_mark.is_empty()
+    }
+
+    /// When the drain of an entry's destination began.
+    fn since(&self, entry: &ConnEntry) -> Option<u64> {
+        let any_port = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
+        let exact = (entry.service, entry.destination);
+        let of_all_ports = (any_port(entry.service), any_port(entry.destination));
+        self.by_address
+            .get(&exact)
+            .or_else(|| self.by_address.get(&of_all_ports))
+            .or_else(|| self.by_mark.get(&entry.destination))
+            .copied()
+    }
+}
+
+/// The sysctls by which the kernel schedules a SYN anew: such a flow is healthy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Reschedules {
+    /// `net.ipv4.vs.conn_reuse_mode`.
+    pub(super) conn_reuse_mode: u32,
+    /// `net.ipv4.vs.expire_nodest_conn`.
+    pub(super) expire_nodest_conn: bool,
+}
+
+impl Reschedules {
+    fn may_catch(self, state: ConnState) -> bool {
+        self.expire_nodest_conn
+            || (self.conn_reuse_mode != 0
+                && matches!(
+                    state,
+                    ConnState::TimeWait | ConnState::Close | ConnState::FinWait
+                ))
+    }
+}
+
+/// A flow to be noted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Planned {
+    pub(super) key: FlowKey,
+    pub(super) dest: Endpoint,
+    pub(super) deadline: u64,
+    pub(super) not_before: u64,
+    pub(super) state: ConnState,
+}
+
+/// What an entry's stale flow comes to, if it is one; the table was read at `now`
+/// or later.
+pub(super) fn flow(
+    entry: &ConnEntry,
+    draining: &Draining,
+    reschedules: Reschedules,
+    filter: &Filter,
+    states: u32,
+    grace_ns: u64,
+    now: u64,
+) -> Option<Planned> {
+    if entry.protocol != Protocol::Tcp || entry.client.port() == 0 {
+        return None;
+    }
+    let state = entry.state?;
+    if states & (1 << state as u32) == 0 || reschedules.may_catch(state) {
+        return None;
+    }
+    let left = entry.expires * SECOND;
+    let left = match state {
+        ConnState::TimeWait | ConnState::Close => left,
+        // They go on to states of their own times, CLOSE's being the shortest.
+        ConnState::Established | ConnState::FinWait | ConnState::CloseWait | ConnState::LastAck => {
+            left.min(SURE_LIFE_NS)
+        }
+        // Half open: a SYN there may be the repetition of a healthy one.
+        ConnState::None
+        | ConnState::SynSent
+        | ConnState::SynRecv
+        | ConnState::SynAck
+        | ConnState::Listen => return None,
+    };
+    let since = draining.since(entry)?;
+    let key = FlowKey {
+        client: endpoint(entry.client),
+        vip: endpoint(entry.service),
+    };
+    let dest = endpoint(entry.destination);
+    if !filter.client.admits(&key.client)
+        || !filter.vip.admits(&key.vip)
+        || !filter.dest.admits(&dest)
+    {
+        return None;
+    }
+    Some(Planned {
+        key,
+        dest,
+        deadline: now + left,
+        not_before: since.saturating_add(grace_ns),
+        state,
+    })
+}
+
+/// As the maps have it.
+pub(super) fn endpoint(address: SocketAddr) -> Endpoint {
+    Endpoint::new(address.ip().into(), address.port().to_be_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(state: ConnState, expires: u64) -> ConnEntry {
+        ConnEntry {
+            protocol: Protocol::Tcp,
+            client: "192.0.2.2:40000".parse().unwrap(),
+            service: "203.0.113.1:80".parse().unwrap(),
+            destination: "198.51.100.2:8080".parse().unwrap(),
+            state: Some(state),
+            expires,
+        }
+    }
+
+    fn draining() -> Draining {
+        let mut draining = Draining::default();
+        let entry = entry(ConnState::TimeWait, 0);
+        draining.add(&ServiceId::tcp(entry.service), entry.destination, 7);
+        draining
+    }
+
+    fn planned(
+        entry: &ConnEntry,
+        draining: &Draining,
+        reschedules: Reschedules,
+    ) -> Option<Planned> {
+        let filter = Filter::default();
+        flow(entry, draining, reschedules, &filter, u32::MAX, 3, 100)
+    }
+
+    #[test]
+    fn a_flow_ends_no_later_than_its_entry_may() {
+        for (state, expires, left) in [
+            (ConnState::TimeWait, 119, Some(119)),
+            (ConnState::Close, 4, Some(4)),
+            (ConnState::Established, 899, Some(10)),
+            (ConnState::FinWait, 5, Some(5)),
+            (ConnState::SynRecv, 59, None),
+            (ConnState::None, 2, None),
+        ] {
+            let planned = planned(&entry(state, expires), &draining(), Reschedules::default());
+            assert_eq!(
+                planned.map(|flow| flow.deadline - 100),
+                left.map(|left| left * SECOND),
+                "{state:?}"
+            );
+            assert!(planned.is_none_or(|flow| flow.not_before == 10));
+        }
+    }
+
+    #[test]
+    fn entries_of_other_destinations_are_no_flows() {
+        let mut other = entry(ConnState::TimeWait, 9);
+        other.destination.set_port(8081);
+        assert_eq!(planned(&other, &draining(), Reschedules::default()), None);
+        let mut template = entry(ConnState::TimeWait, 9);
+        template.client.set_port(0);
+        assert_eq!(
+            planned(&template, &draining(), Reschedules::default()),
+            None
+        );
+    }
+
+    #[test]
+    fn what_the_kernel_schedules_anew_is_left_to_it() {
+        let reuse = Reschedules {
+            conn_reuse_mode: 1,
+            expire_nodest_conn: false,
+        };
+        let time_wait = entry(ConnState::TimeWait, 9);
+        assert_eq!(planned(&time_wait, &draining(), reuse), None);
+        assert!(planned(&entry(ConnState::LastAck, 9), &draining(), reuse).is_some());
+        let nodest = Reschedules {
+            expire_nodest_conn: true,
+            ..reuse
+        };
+        assert_eq!(
+            planned(&entry(ConnState::LastAck, 9), &draining(), nodest),
+            None
+        );
+    }
+
+    #[test]
+    fn services_of_all_ports_and_by_mark_are_known_by_their_destination() {
+        let time_wait = entry(ConnState::TimeWait, 9);
+        let mut all_ports = Draining::default();
+        let any = |mut address: SocketAddr| {
+            address.set_port(0);
+            address
+        };
+        all_ports.add(
+            &ServiceId::tcp(any(time_wait.service)),
+            any(time_wait.destination),
+            1,
+        );
+        assert!(planned(&time_wait, &all_ports, Reschedules::default()).is_some());
+        let mut marked = Draining::default();
+        let mark = ServiceId::Fwmark {
+            mark: 1,
+            family: crate::netlink::ipvs::Family::Inet,
+        };
+        marked.add(&mark, time_wait.destination, 1);
+        assert!(planned(&time_wait, &marked, Reschedules::default()).is_some());
+    }
+}

@@ -1,0 +1,319 @@
+//! The slow side of enforcement, on a thread of its own: reads services,
+//! destinations and the connection table, and keeps the maps in step.
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use ipvs_guard_common::{
+    addr::Endpoint,
+    filter::Filter,
+    guard::{FLOWS, FORGET, Flow, FlowKey, KNOW, NOTES, Policy, RENEW, RealNote},
+    state::Forwarding,
+};
+
+use super::plan::{self, Draining, Planned, Reschedules};
+use crate::{
+    bpf::{GuardMaps, HeartMap},
+    clock::monotonic,
+    netlink::{
+        conntable::{ConnTable, ConnTableError},
+        ipvs::{IpvsSocket, Protocol, ServiceId},
+    },
+    netns::sysctl,
+    say::say,
+};
+
+const SECOND: u64 = 1_000_000_000;
+/// How often everything is looked at while nothing happens.
+const EVERY: Duration = Duration::from_secs(2);
+/// A scan takes this share of the time at most.
+const SHARE: u32 = 10;
+
+/// Tells the scanner that a weight or destination changed.
+pub(super) struct Changed;
+
+type Key = (ServiceId, SocketAddr);
+/// Of each real server, [`Real::generation`](ipvs_guard_common::guard::Real).
+type Generations = HashMap<Endpoint, u64>;
+
+/// What it keeps between two scans.
+pub(super) struct Scanner {
+    ipvs: IpvsSocket,
+    maps: GuardMaps,
+    heart: Arc<HeartMap>,
+    filter: Filter,
+    policy: Policy,
+    known: HashSet<SocketAddr>,
+    since: HashMap<Key, u64>,
+    reschedules: Option<Reschedules>,
+    noted: HashMap<FlowKey, Noted>,
+}
+
+/// A flow as it was written last. What the programs do to it since is theirs: a
+/// flow that a SYN made void is noted again once its entry says so.
+struct Noted {
+    generation: u64,
+    deadline: u64,
+}
+
+/// What a scan found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Services in scope.
+    pub(super) services: usize,
+    /// Their destinations of weight 0.
+    pub(super) draining: usize,
+}
+
+impl Scanner {
+    pub(super) fn new(
+        maps: GuardMaps,
+        heart: Arc<HeartMap>,
+        filter: Filter,
+        policy: Policy,
+    ) -> Result<Self> {
+        Ok(Self {
+            ipvs: IpvsSocket::open()?,
+            maps,
+            heart,
+            filter,
+            policy,
+            known: HashSet::new(),
+            since: HashMap::new(),
+            reschedules: None,
+            noted: HashMap::new(),
+        })
+    }
+
+    /// Scans until the other end of `changes` is gone.
+    pub(super) fn run(mut self, changes: &Receiver<Changed>) {
+        let mut failing = false;
+        let mut pause = EVERY;
+        loop {
+            match changes.recv_timeout(pause) {
+                // Changes come in bursts: one scan serves them all.
+                Ok(Changed) => while changes.try_recv().is_ok() {},
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let begin = Instant::now();
+            match self.scan() {
+                Ok(_) => failing = false,
+                Err(error) if !failing => {
+                    failing = true;
+                    say(format_args!(
+                        "ipvs-guard: {error:#}; stale SYNs are met on their way out only until it \
+                         works again"
+                    ));
+                }
+                Err(_) => {}
+            }
+            pause = EVERY.max(begin.elapsed() * SHARE);
+        }
+    }
+
+    /// One look at everything; two where real servers came that drain already.
+    pub(super) fn scan(&mut self) -> Result<Found> {
+        let (found, again) = self.look()?;
+        if again {
+            return Ok(self.look()?.0);
+        }
+        Ok(found)
+    }
+
+    /// What it found, and whether a draining real server was not known before. The
+    /// generations are read first, then the weights, then the table: whatever
+    /// changes meanwhile makes the flows void that are noted by it.
+    fn look(&mut self) -> Result<(Found, bool)> {
+        let begun = self.heart.drains_begun();
+        let generations = self.survey(&self.known, KNOW)?;
+        let now = monotonic();
+        let mut found = Found::default();
+        let mut draining = Draining::default();
+        let mut present = HashSet::new();
+        let mut since = HashMap::new();
+        let mut any = false;
+        for status in self.ipvs.services()? {
+            let id = status.service.id;
+            if !is_tcp(&id) {
+                continue;
+            }
+            let in_scope = self.admits_service(&id);
+            found.services += usize::from(in_scope);
+            for status in self.ipvs.destinations(&id)? {
+                let destination = status.destination;
+                if destination.forwarding == Forwarding::Local {
+                    continue;
+                }
+                present.insert(destination.address);
+                if destination.weight != 0 {
+                    continue;
+                }
+                any = true;
+                let key = (id, destination.address);
+                let began = self.since.get(&key).copied().unwrap_or(
+                    // Of the first scan: nobody knows since when.
+                    if self.reschedules.is_none() {
+                        self.policy.started
+                    } else {
+                        now
+                    },
+                );
+                since.insert(key, began);
+                if in_scope {
+                    found.draining += 1;
+                    draining.add(&id, destination.address, began);
+                }
+            }
+        }
+        self.since = since;
+        // The gone ones first: in a map that is full the others need their places.
+        let gone: HashSet<SocketAddr> = self.known.difference(&present).copied().collect();
+        let new: HashSet<SocketAddr> = present.difference(&self.known).copied().collect();
+        self.survey(&gone, FORGET)?;
+        self.survey(&new, KNOW)?;
+        self.known = present;
+        self.heart
+            .settle(if any { begun.wrapping_sub(1) } else { begun });
+        let reschedules = reschedules();
+        let changed = self.reschedules.is_some_and(|before| before != reschedules);
+        self.reschedules = Some(reschedules);
+        if changed {
+            // The kernel may schedule anew what it did not before.
+            self.survey(&self.known, RENEW)?;
+        }
+        if !draining.is_empty() && self.policy.dry_run == 0 {
+            self.note_flows(&draining, &generations, reschedules, now)?;
+        }
+        let again = changed
+            || draining
+                .destinations()
+                .any(|address| new.contains(&address));
+        Ok((found, again))
+    }
+
+    fn admits_service(&self, id: &ServiceId) -> bool {
+        match id {
+            ServiceId::Address { address, .. } if address.port() == 0 => {
+                // Of all ports: which of them an entry has is seen there.
+                true
+            }
+            ServiceId::Address { address, .. } => self.filter.vip.admits(&plan::endpoint(*address)),
+            ServiceId::Fwmark { .. } => true,
+        }
+    }
+
+    /// What the programs know of every real server, whose wishes are `wish`.
+    fn survey(&self, addresses: &HashSet<SocketAddr>, wish: u32) -> Result<Generations> {
+        let mut notes: Vec<RealNote> = addresses
+            .iter()
+            .map(|address| RealNote {
+                endpoint: plan::endpoint(*address),
+                wish,
+                ..RealNote::default()
+            })
+            .collect();
+        self.maps.survey(&mut notes).context("real servers")?;
+        let known = |note: &RealNote| (note.endpoint, note.real.generation);
+        Ok(notes.iter().map(known).collect())
+    }
+
+    /// Notes the stale flows of the connection table.
+    fn note_flows(
+        &mut self,
+        draining: &Draining,
+        generations: &Generations,
+        reschedules: Reschedules,
+        now: u64,
+    ) -> Result<()> {
+        self.noted.retain(|_, flow| flow.deadline > now);
+        let table = match ConnTable::open() {
+            Ok(table) => table,
+            Err(ConnTableError::Absent) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut batch = Vec::with_capacity(NOTES);
+        for entry in table {
+            let entry = match entry {
+                Ok(entry) => entry,
+                Err(ConnTableError::Malformed { .. }) => continue,
+                Err(error) => return Err(error).context("noting stale flows"),
+            };
+            let planned = plan::flow(
+                &entry,
+                draining,
+                reschedules,
+                &self.filter,
+                self.policy.states,
+                self.policy.grace_ns,
+                now,
+            );
+            let Some(planned) = planned else { continue };
+            if let Some(generation) = generations.get(&planned.dest) {
+                batch.extend(self.note(&planned, *generation, now));
+            }
+            if batch.len() >= NOTES {
+                self.maps.note_flows(&batch).context("noting stale flows")?;
+                batch.clear();
+            }
+        }
+        self.maps.note_flows(&batch).context("noting stale flows")
+    }
+
+    /// The flow to be written; `None`: it stands there already, to the second of the
+    /// table.
+    fn note(&mut self, planned: &Planned, generation: u64, now: u64) -> Option<(FlowKey, Flow)> {
+        let latest = now.saturating_add(self.policy.flow_ns);
+        let flow = Flow {
+            deadline: planned.deadline.min(latest),
+            not_before: planned.not_before,
+            generation,
+            dest: planned.dest,
+            state: planned.state as u32,
+            ..Flow::default()
+        };
+        let noted = self.noted.get(&planned.key).is_some_and(|noted| {
+            noted.generation == generation && noted.deadline + SECOND >= flow.deadline
+        });
+        if noted {
+            return None;
+        }
+        if self.noted.len() < FLOWS as usize {
+            let noted = Noted {
+                generation,
+                deadline: flow.deadline,
+            };
+            self.noted.insert(planned.key, noted);
+        }
+        Some((planned.key, flow))
+    }
+}
+
+fn is_tcp(id: &ServiceId) -> bool {
+    match id {
+        ServiceId::Address { protocol, .. } => *protocol == Protocol::Tcp,
+        ServiceId::Fwmark { .. } => true,
+    }
+}
+
+/// What the kernel does by itself; a sysctl that is not there does nothing.
+fn reschedules() -> Reschedules {
+    let number = |name: &str| -> u32 {
+        sysctl::read(name)
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .unwrap_or(0)
+    };
+    Reschedules {
+        conn_reuse_mode: number("net/ipv4/vs/conn_reuse_mode"),
+        expire_nodest_conn: number("net/ipv4/vs/expire_nodest_conn") != 0,
+    }
+}

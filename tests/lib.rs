@@ -1,0 +1,2 @@
+//! Tests on real IPVS: `guest` is a program of tests that `cargo xtask test` runs
+//! inside a virtual machine, on each kernel of the matrix.

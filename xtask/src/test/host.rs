@@ -1,0 +1,45 @@
+//! What needs no IPVS.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result};
+
+use super::tally::Tally;
+use crate::build;
+use crate::cache::Cache;
+use crate::output::say;
+
+/// Crates of the host; the eBPF crate is compiled by ipvs-guard's build script.
+const HOST: [&str; 3] = ["--workspace", "--exclude", "ipvs-guard-ebpf"];
+
+pub(super) fn run(cache: &Cache, tally: &mut Tally) -> Result<()> {
+    say!("formatting");
+    let formatted = Command::new("cargo")
+        .args(["fmt", "--all", "--check"])
+        .current_dir(build::workspace())
+        .status()
+        .context("cargo fmt")?;
+    tally.step("cargo fmt --all --check", formatted.success());
+
+    say!("lints");
+    let linted = build::cargo(cache, "clippy")?
+        .args(HOST)
+        .args(["--all-targets", "--quiet", "--", "-D", "warnings"])
+        .status()
+        .context("cargo clippy")?;
+    tally.step("cargo clippy", linted.success());
+
+    say!("tests of this machine");
+    let output = build::cargo(cache, "test")?
+        .args(HOST)
+        .args(["--lib", "--bins", "--quiet", "--no-fail-fast"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cargo test")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        eprint!("{text}");
+    }
+    tally.tests("cargo test", &text, output.status.success());
+    Ok(())
+}
