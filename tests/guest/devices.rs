@@ -117,18 +117,21 @@ fn a_server_whose_device_is_gone_is_answered_for() {
     let unreachable = Outcome::Failed {
         errno: Errno::EHOSTUNREACH,
     };
-    for attempt in topology
+    let attempts = topology
         .connect_all(Family::Inet, &stale, limits())
-        .unwrap()
-    {
-        let told = is_refused(&attempt) || attempt.outcome == unreachable;
+        .unwrap();
+    for attempt in &attempts {
+        let told = is_refused(attempt) || attempt.outcome == unreachable;
         assert!(told, "{attempt}");
     }
+    let refused = attempts.iter().filter(|attempt| is_refused(attempt));
+    let expected = refused.count() + stale.len()..=2 * stale.len();
     healthy(&topology, Family::Inet, 50_000..50_020);
     thread::sleep(Duration::from_millis(500));
     assert_all_refused(&topology, &stale);
     let ended = agent.stop();
-    assert_eq!(ended.class("ipvs.stale_reuse").len(), 60);
+    let events = ended.class("ipvs.stale_reuse").len();
+    assert!(expected.contains(&events), "{events} of {expected:?}");
     assert!(!ended.stderr.contains("not covered"), "{}", ended.stderr);
 }
 

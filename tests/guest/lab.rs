@@ -73,7 +73,10 @@ fn actions_stand_beside_the_unguarded_incident() {
         );
     }
     assert_eq!(none["failures"]["EHOSTUNREACH"], none["failed"]);
-    assert_eq!(reset["failures"]["ECONNREFUSED"], reset["failed"]);
+    assert_eq!(
+        reset["failures"]["ECONNREFUSED"], reset["failed"],
+        "{reset}"
+    );
     assert_eq!(drop["failures"]["timed out"], drop["failed"]);
     // No entry was refreshed: none is half open again.
     assert_eq!(reset["drain"]["active"], 0);

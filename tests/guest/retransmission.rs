@@ -26,6 +26,8 @@ fn sender(topology: &ipvs_guard::lab::topology::Topology, family: Family) -> Sen
 fn a_scheduled_syn_repeated_after_the_drain_began_is_no_reuse() {
     for family in [Family::Inet, Family::Inet6] {
         let topology = incident(Families::Dual);
+        // Neighbours are found: no SYN has to wait for one.
+        healthy(&topology, family, 39_000..39_010);
         topology.mute_backend(0).unwrap();
         topology.mute_backend(1).unwrap();
         let agent = Agent::watch_in(topology.node(), &[]);
@@ -52,6 +54,7 @@ fn a_scheduled_syn_repeated_after_the_drain_began_is_no_reuse() {
 #[test]
 fn an_agent_that_starts_late_takes_no_repeated_syn_for_reuse() {
     let topology = incident(Families::Inet);
+    healthy(&topology, Family::Inet, 39_000..39_010);
     topology.mute_backend(0).unwrap();
     topology.mute_backend(1).unwrap();
     let sender = sender(&topology, Family::Inet);

@@ -34,6 +34,9 @@ use crate::{
 const SECOND: u64 = 1_000_000_000;
 /// How often everything is looked at while nothing happens.
 const EVERY: Duration = Duration::from_secs(2);
+/// How soon it is looked again after a change: the probe tells of it before it is
+/// made, and the first look may still see what was before.
+const AGAIN: Duration = Duration::from_millis(200);
 /// A scan takes this share of the time at most.
 const SHARE: u32 = 10;
 
@@ -55,6 +58,28 @@ pub(super) struct Scanner {
     since: HashMap<Key, u64>,
     reschedules: Option<Reschedules>,
     noted: HashMap<FlowKey, Noted>,
+    last_drain: LastDrain,
+}
+
+/// The count of drains begun, and when it was first seen to be that.
+#[derive(Default)]
+struct LastDrain {
+    begun: u64,
+    seen: Option<Instant>,
+}
+
+impl LastDrain {
+    /// Whether the weight of that drain must be in place by now: it is counted
+    /// before the kernel sets it.
+    fn is_settled(&mut self, begun: u64) -> bool {
+        if self.begun != begun {
+            *self = Self {
+                begun,
+                seen: Some(Instant::now()),
+            };
+        }
+        self.seen.is_none_or(|seen| seen.elapsed() >= AGAIN)
+    }
 }
 
 /// A flow as it was written last. What the programs do to it since is theirs: a
@@ -90,6 +115,7 @@ impl Scanner {
             since: HashMap::new(),
             reschedules: None,
             noted: HashMap::new(),
+            last_drain: LastDrain::default(),
         })
     }
 
@@ -98,12 +124,15 @@ impl Scanner {
         let mut failing = false;
         let mut pause = EVERY;
         loop {
-            match changes.recv_timeout(pause) {
+            let changed = match changes.recv_timeout(pause) {
                 // Changes come in bursts: one scan serves them all.
-                Ok(Changed) => while changes.try_recv().is_ok() {},
-                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Changed) => {
+                    while changes.try_recv().is_ok() {}
+                    true
+                }
+                Err(RecvTimeoutError::Timeout) => false,
                 Err(RecvTimeoutError::Disconnected) => return,
-            }
+            };
             let begin = Instant::now();
             match self.scan() {
                 Ok(_) => failing = false,
@@ -116,7 +145,8 @@ impl Scanner {
                 }
                 Err(_) => {}
             }
-            pause = EVERY.max(begin.elapsed() * SHARE);
+            let every = if changed { AGAIN } else { EVERY };
+            pause = every.max(begin.elapsed() * SHARE);
         }
     }
 
@@ -181,8 +211,12 @@ impl Scanner {
         self.survey(&gone, FORGET)?;
         self.survey(&new, KNOW)?;
         self.known = present;
-        self.heart
-            .settle(if any { begun.wrapping_sub(1) } else { begun });
+        let settled = self.last_drain.is_settled(begun) && !any;
+        self.heart.settle(if settled {
+            begun
+        } else {
+            begun.wrapping_sub(1)
+        });
         let reschedules = reschedules();
         let changed = self.reschedules.is_some_and(|before| before != reschedules);
         self.reschedules = Some(reschedules);

@@ -86,6 +86,13 @@ pub enum Outcome {
     Garbled,
 }
 
+/// The connection before has not ended on the client's side: no packet was sent.
+const PORT_IN_USE: Outcome = Outcome::Failed {
+    errno: Errno::EADDRNOTAVAIL,
+};
+/// How long such a port is left alone until it is tried again.
+const PORT_PAUSE: Duration = Duration::from_millis(5);
+
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -113,7 +120,8 @@ impl From<io::Error> for Outcome {
 /// far as `limits` let them go at once, asks, and reads to the server's close.
 /// The results are in the order of the ports.
 ///
-/// Ports are bound with SO_REUSEADDR, so those of earlier connections do.
+/// Ports are bound with SO_REUSEADDR, so those of earlier connections do; one whose
+/// connection has not ended yet is waited for.
 ///
 /// # Errors
 /// When the namespace cannot be entered or no event loop can be had; a failing
@@ -162,16 +170,23 @@ async fn all(target: SocketAddr, ports: &[u16], limits: Limits) -> io::Result<Ve
 }
 
 async fn attempt(target: SocketAddr, port: u16, timeout: Duration) -> Attempt {
-    let start = Instant::now();
-    let outcome = match tokio::time::timeout(timeout, exchange(target, port)).await {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(error)) => error.into(),
-        Err(_) => Outcome::TimedOut,
-    };
-    Attempt {
-        port,
-        outcome,
-        duration: start.elapsed(),
+    let deadline = Instant::now() + timeout;
+    loop {
+        let start = Instant::now();
+        let outcome = match tokio::time::timeout(timeout, exchange(target, port)).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => error.into(),
+            Err(_) => Outcome::TimedOut,
+        };
+        if outcome == PORT_IN_USE && Instant::now() + PORT_PAUSE < deadline {
+            tokio::time::sleep(PORT_PAUSE).await;
+            continue;
+        }
+        return Attempt {
+            port,
+            outcome,
+            duration: start.elapsed(),
+        };
     }
 }
 
