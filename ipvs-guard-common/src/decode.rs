@@ -7,8 +7,8 @@ use zerocopy::FromBytes;
 use crate::{
     ABI_VERSION,
     event::{
-        DestRecord, FaultRecord, FlowRecord, Header, Kind, SkbRecord, SynRecord, TraceRecord,
-        VerdictRecord,
+        DestRecord, FaultRecord, FlowRecord, GoneRecord, Header, Kind, PacketRecord, SkbRecord,
+        SynRecord, TraceRecord, VerdictRecord,
     },
 };
 
@@ -35,6 +35,10 @@ pub enum Record {
     Met(VerdictRecord),
     /// A SYN of a stale flow, acted on before IPVS saw it.
     Turned(FlowRecord),
+    /// A SYN that is held back.
+    Packet(PacketRecord),
+    /// The entry of such a SYN was thrown away.
+    Gone(GoneRecord),
 }
 
 /// Why bytes are no record.
@@ -96,6 +100,8 @@ pub fn record(bytes: &[u8]) -> Result<Record, DecodeError> {
         Kind::ProofFault => Record::ProofFault(prefix(bytes)?),
         Kind::Met => Record::Met(prefix(bytes)?),
         Kind::Turned => Record::Turned(prefix(bytes)?),
+        Kind::Packet => Record::Packet(prefix(bytes)?),
+        Kind::Gone => Record::Gone(prefix(bytes)?),
     })
 }
 

@@ -32,6 +32,10 @@ pub enum Kind {
     Met = 9,
     /// [`FlowRecord`]: a SYN of a stale flow was acted on before IPVS saw it.
     Turned = 10,
+    /// [`PacketRecord`]: the SYN of the record before, which is held back.
+    Packet = 11,
+    /// [`GoneRecord`]: the entry of a SYN that is held back was thrown away.
+    Gone = 12,
 }
 
 impl Kind {
@@ -48,6 +52,8 @@ impl Kind {
             8 => Self::ProofFault,
             9 => Self::Met,
             10 => Self::Turned,
+            11 => Self::Packet,
+            12 => Self::Gone,
             _ => return None,
         })
     }
@@ -83,6 +89,11 @@ impl Header {
     pub const WOULD_ACT: u32 = 64;
     /// [`VerdictRecord`]: the reset is not sent yet: the client is on no device.
     pub const UNANSWERED: u32 = 128;
+    /// [`Kind::Stale`] and [`VerdictRecord`]: the packet is held back until its entry
+    /// is re-pointed, or would be in a dry run.
+    pub const HELD: u32 = 256;
+    /// [`GoneRecord`]: its conntrack goes now, too.
+    pub const UNTRACKED: u32 = 512;
 
     /// A header of this build's ABI.
     #[inline(always)]
@@ -99,6 +110,12 @@ impl Header {
     #[inline(always)]
     pub const fn set(&mut self, flag: u32) {
         self.flags |= flag;
+    }
+
+    /// Clears `flag`.
+    #[inline(always)]
+    pub const fn clear(&mut self, flag: u32) {
+        self.flags &= !flag;
     }
 
     /// The ABI version of the writer.
@@ -261,6 +278,66 @@ pub struct VerdictRecord {
     pub header: Header,
     /// The packet.
     pub key: VerdictKey,
+    /// Index of the device it came in by; 0: the client is on this node.
+    pub came_by: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Bytes of a packet that a record carries at most: with every option of IPv4 and
+/// TCP it has 120.
+pub const PACKET_MOST: usize = 256;
+
+/// A SYN that is held back, as IPVS was given it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PacketRecord {
+    /// Kind, flags and time.
+    pub header: Header,
+    /// Address of its `struct ip_vs_conn`.
+    pub conn: u64,
+    /// Length from the network header on; 0: it does not fit here.
+    pub len: u32,
+    /// TCP sequence number, host order.
+    pub seq: u32,
+    /// The packet from its network header on.
+    pub bytes: [u8; PACKET_MOST],
+}
+
+impl PacketRecord {
+    /// A record with nothing in it.
+    pub const EMPTY: Self = Self {
+        header: Header {
+            abi: 0,
+            kind: 0,
+            flags: 0,
+            time: 0,
+        },
+        conn: 0,
+        len: 0,
+        seq: 0,
+        bytes: [0; PACKET_MOST],
+    };
+
+    /// The packet; `None` when it did not fit.
+    pub fn packet(&self) -> Option<&[u8]> {
+        match self.len as usize {
+            0 => None,
+            len => self.bytes.get(..len),
+        }
+    }
+}
+
+/// An entry that was thrown away.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct GoneRecord {
+    /// Kind, flags and time.
+    pub header: Header,
+    /// Address of its `struct ip_vs_conn`.
+    pub conn: u64,
 }
 
 /// A SYN that was acted on because its flow is known to be stale.

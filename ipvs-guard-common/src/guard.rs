@@ -11,6 +11,10 @@ use crate::{
 pub const DROP: u32 = 1;
 /// [`Policy::action`]: SYNs are answered with a reset.
 pub const RESET: u32 = 2;
+/// [`Policy::action`] and [`Verdict::action`]: SYNs of closing entries are held
+/// back until user space has re-pointed the entry; others are answered as by
+/// [`RESET`].
+pub const HEAL: u32 = 3;
 
 /// What is enforced; set before the programs load, constant from then on.
 #[derive(
@@ -24,6 +28,8 @@ pub struct Policy {
     /// A destination that answered within this time is left alone, in
     /// nanoseconds; 0: none is.
     pub unless_answering_ns: u64,
+    /// The same for entries that are healed: no connection is lost by it.
+    pub heal_unless_answering_ns: u64,
     /// Life of a flow at most, in nanoseconds.
     pub flow_ns: u64,
     /// Stands in for the begin of drains older than the agent
@@ -35,7 +41,7 @@ pub struct Policy {
     pub states: u32,
     /// Answers a second at most; 0: no limit.
     pub max_rate: u32,
-    /// [`DROP`] or [`RESET`].
+    /// [`DROP`], [`RESET`] or [`HEAL`].
     pub action: u32,
     /// Not 0: say what would be done, do nothing.
     pub dry_run: u32,
@@ -182,6 +188,20 @@ pub struct Verdict {
     pub flow: FlowKey,
     /// Void from then on (`CLOCK_MONOTONIC`, nanoseconds).
     pub deadline: u64,
+    /// [`DROP`], [`RESET`] or [`HEAL`].
+    pub action: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// An entry whose SYN is held back, by the address of its `struct ip_vs_conn`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Held {
+    /// The SYN, as its verdict has it.
+    pub place: VerdictKey,
 }
 
 /// What decides whether a stale SYN is acted on.
@@ -205,11 +225,28 @@ impl Policy {
     /// Whether a stale SYN is acted on, the rate aside.
     #[inline(always)]
     pub fn acts(&self, moment: &Moment) -> bool {
+        self.is_in_scope(moment)
+            && is_forwarded(moment.conn_flags)
+            && !self.is_answering(moment.now, moment.answered)
+    }
+
+    /// Whether a stale SYN is held back until its entry is re-pointed, the rate
+    /// aside; `mendable`: nothing of the connection before can follow.
+    #[inline(always)]
+    pub fn heals(&self, moment: &Moment, mendable: bool) -> bool {
+        self.action == HEAL
+            && mendable
+            && self.is_in_scope(moment)
+            && is_plain(moment.conn_flags)
+            && !(moment.answered != 0
+                && moment.now.saturating_sub(moment.answered) < self.heal_unless_answering_ns)
+    }
+
+    #[inline(always)]
+    fn is_in_scope(&self, moment: &Moment) -> bool {
         moment.now < moment.heart
             && self.states & (1u32 << (moment.state & 31)) != 0
-            && is_forwarded(moment.conn_flags)
             && moment.now.saturating_sub(moment.drained_since) >= self.grace_ns
-            && !self.is_answering(moment.now, moment.answered)
     }
 
     /// Whether a real server that answered at `answered` is left alone.
@@ -246,6 +283,15 @@ const fn is_forwarded(conn_flags: u32) -> bool {
     )
 }
 
+/// Whether packets leave the node as they are seen on a device: not in a tunnel.
+#[inline(always)]
+const fn is_plain(conn_flags: u32) -> bool {
+    matches!(
+        Forwarding::from_flags(conn_flags),
+        Some(Forwarding::Masq | Forwarding::Dr)
+    )
+}
+
 /// Life of an entry in SYN_RECV (`tcp_timeouts`, ip_vs_proto_tcp.c, 5.10 to
 /// 7.2), in nanoseconds; a SYN brings every closing entry there.
 pub const SYN_RECV_NS: u64 = 60_000_000_000;
@@ -262,6 +308,14 @@ pub const VERDICTS: u32 = 16_384;
 pub const REALS: u32 = 16_384;
 /// Destinations at most whose weight became 0 under the agent's eyes.
 pub const DRAINS: u32 = 16_384;
+/// SYNs held back at most.
+pub const HELD: u32 = 16_384;
+/// `IP_VS_CONN_F_NFCT` (net/ip_vs.h): the entry has a conntrack, which goes with it.
+pub const CONN_TRACKED: u32 = 1 << 16;
+/// `IP_VS_CONN_F_INACTIVE` (linux/ip_vs.h).
+pub const CONN_INACTIVE: u32 = 0x0100;
+/// `IP_VS_CONN_F_TEMPLATE` (linux/ip_vs.h).
+pub const CONN_TEMPLATE: u32 = 0x1000;
 
 /// Name of the TC program on the way in. User space recognises by these names
 /// what a killed agent left: no prefix of one may be another program's name.
@@ -289,6 +343,12 @@ pub const SURVEYED: usize = 48;
 /// Bytes before the first: of an Ethernet header, which the kernel asks for, and
 /// what makes the flows aligned.
 pub const NOTES_HEADER: usize = 16;
+/// Name of the TC program that puts what it is run on into a device as if it had
+/// come in there, on no device: an Ethernet frame whose source address ends in the
+/// device's index, four bytes in network order.
+pub const SEND: &str = "send_packet";
+/// Name of the TC program that keeps a device to what [`SEND`] puts into it.
+pub const GATE: &str = "ipvs_guard_gate";
 /// Name of the TC program that does nothing, on no device: what the others are
 /// measured against.
 pub const IDLE: &str = "idle";
@@ -296,12 +356,12 @@ pub const IDLE: &str = "idle";
 pub const IDLE_XDP: &str = "idle_xdp";
 
 const _: () = {
-    assert!(size_of::<Policy>() == 56);
+    assert!(size_of::<Policy>() == 64);
     assert!(size_of::<Heart>() == 32);
     assert!(size_of::<FlowKey>() == 48);
     assert!(size_of::<Flow>() == 64);
     assert!(size_of::<VerdictKey>() == 24);
-    assert!(size_of::<Verdict>() == 56);
+    assert!(size_of::<Verdict>() == 64);
     assert!(size_of::<RealNote>() == 48);
 };
 

@@ -2,7 +2,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::state::ConnState;
+use crate::{guard::SYN_RECV_NS, state::ConnState};
 
 /// Client packets of the shortest complete connection (SYN, ACK, FIN or RST)
 /// and of the SYN that opened its entry again.
@@ -68,6 +68,47 @@ pub enum Meaning {
     ScheduledRetransmission,
 }
 
+/// The last stale SYN of an entry.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Seen {
+    /// When a stale SYN came last that found the entry closed, or half open by such
+    /// a SYN (`CLOCK_MONOTONIC`, nanoseconds); 0: it was found otherwise.
+    pub closed: u64,
+    /// Sequence number, host order.
+    pub seq: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+impl Seen {
+    /// What is known once a stale SYN of sequence number `seq` found the entry in
+    /// `state` at `now`.
+    ///
+    /// A SYN brings an entry to SYN_RECV whatever it was before, and it may be
+    /// forged: only what was seen to be closed before counts as closed.
+    #[inline(always)]
+    pub const fn next(before: Option<Self>, state: u16, seq: u32, now: u64) -> Self {
+        let closed = state == ConnState::TimeWait as u16
+            || state == ConnState::Close as u16
+            || state == ConnState::LastAck as u16
+            || (state == ConnState::SynRecv as u16
+                && match before {
+                    Some(before) => {
+                        before.closed != 0 && now.saturating_sub(before.closed) < SYN_RECV_NS
+                    }
+                    None => false,
+                });
+        Self {
+            closed: if closed { now } else { 0 },
+            seq,
+            pad: 0,
+        }
+    }
+}
+
 /// Tells a stale SYN from a repeated one, by what was seen on the entry before.
 ///
 /// Nothing is known of an entry that is older than the agent or whose note was
@@ -112,6 +153,30 @@ mod tests {
             scheduled: None,
             stale: Some(seq),
         }
+    }
+
+    #[test]
+    fn only_what_was_seen_closed_counts_as_closed() {
+        const NOW: u64 = 100 * SYN_RECV_NS;
+        let next = |before, state: ConnState| Seen::next(before, state as u16, 7, NOW);
+        for raw in 0..=10 {
+            let state = ConnState::from_raw(raw).unwrap();
+            let closed = matches!(
+                state,
+                ConnState::TimeWait | ConnState::Close | ConnState::LastAck
+            );
+            assert_eq!(next(None, state).closed != 0, closed, "{state:?}");
+        }
+        let half_open = |closed| {
+            let before = Seen {
+                closed,
+                ..Seen::default()
+            };
+            next(Some(before), ConnState::SynRecv).closed != 0
+        };
+        assert!(half_open(NOW - SYN_RECV_NS + 1));
+        assert!(!half_open(NOW - SYN_RECV_NS));
+        assert!(!half_open(0));
     }
 
     #[test]

@@ -22,10 +22,13 @@ pub enum Stat {
     ResetFailed = 7,
     /// Stale SYNs dropped or answered, in either tier.
     Acted = 8,
+    /// Entries thrown away (`ip_vs_conn_expire_now`), as each one is that is
+    /// re-pointed; counted while healing only.
+    Expired = 9,
 }
 
 /// Number of counters in a row.
-pub const STATS: usize = 9;
+pub const STATS: usize = 10;
 
 impl Stat {
     /// Every counter that stands for something lost, with the name of its stage

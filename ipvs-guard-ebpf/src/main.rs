@@ -15,6 +15,7 @@ mod kernel;
 mod maps;
 mod packet;
 mod probe;
+mod settled;
 
 use aya_ebpf::{
     bindings::{TC_ACT_UNSPEC, xdp_action::XDP_PASS},
@@ -33,6 +34,13 @@ fn commit(ctx: ProbeContext) -> u32 {
 #[kprobe]
 fn expire(ctx: ProbeContext) -> u32 {
     probe::expire::run(&ctx);
+    0
+}
+
+/// `ip_vs_conn_drop_conntrack`: the conntrack of an entry that has ended goes.
+#[kprobe]
+fn untrack(ctx: ProbeContext) -> u32 {
+    probe::expire::untrack(&ctx);
     0
 }
 
@@ -120,6 +128,18 @@ fn note_flows(ctx: TcContext) -> i32 {
 fn survey_reals(ctx: TcContext) -> i32 {
     packet::note::survey(&ctx);
     TC_ACT_UNSPEC
+}
+
+/// Puts what it is run on into a device, on no device itself.
+#[classifier]
+fn send_packet(ctx: TcContext) -> i32 {
+    packet::send::run(&ctx)
+}
+
+/// Keeps a device to what `send_packet` puts into it.
+#[classifier]
+fn ipvs_guard_gate(ctx: TcContext) -> i32 {
+    packet::send::gate(&ctx)
 }
 
 /// Nothing, on no device: what the others are measured against.

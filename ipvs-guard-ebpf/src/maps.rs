@@ -9,11 +9,11 @@ use aya_ebpf::{
 use ipvs_guard_common::{
     addr::Endpoint,
     config,
-    event::{FlowRecord, SynRecord, TraceRecord},
+    event::{FlowRecord, PacketRecord, SynRecord, TraceRecord},
     filter::Filter,
-    guard::{self, Flow, FlowKey, Heart, Policy, Real, Verdict, VerdictKey},
+    guard::{self, Flow, FlowKey, Heart, Held, Policy, Real, Verdict, VerdictKey},
     layout::{FIELDS, Field, FieldId},
-    policy::{SLOTS, Scheduled, slot},
+    policy::{SLOTS, Scheduled, Seen, slot},
     stats::{STATS as STAT_COUNT, Stat},
 };
 
@@ -38,7 +38,7 @@ static SCRATCH: PerCpuArray<SynRecord> = PerCpuArray::with_max_entries(1, 0);
 
 /// The last stale SYN of an entry, by the address of its `struct ip_vs_conn`.
 #[map]
-pub(crate) static SEEN: LruHashMap<u64, u32> =
+pub(crate) static SEEN: LruHashMap<u64, Seen> =
     LruHashMap::with_max_entries(config::SEEN_ENTRIES, 0);
 
 /// The SYNs that made entries. An array: a hash map's update would be the most
@@ -83,6 +83,14 @@ pub(crate) static FLOWS: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entrie
 #[map]
 pub(crate) static VERDICTS: LruHashMap<VerdictKey, Verdict> =
     LruHashMap::with_max_entries(guard::VERDICTS, 0);
+
+/// SYNs that are held back, by the address of their `struct ip_vs_conn`.
+#[map]
+pub(crate) static HELD: LruHashMap<u64, Held> = LruHashMap::with_max_entries(guard::HELD, 0);
+
+/// Where a packet is copied to.
+#[map]
+static COPY: PerCpuArray<PacketRecord> = PerCpuArray::with_max_entries(1, 0);
 
 /// Real servers of the namespace that is enforced.
 #[map]
@@ -159,6 +167,7 @@ static MODE: u32 = 0;
 static POLICY: Policy = Policy {
     grace_ns: 0,
     unless_answering_ns: 0,
+    heal_unless_answering_ns: 0,
     flow_ns: 0,
     started: 0,
     netns: 0,
@@ -284,6 +293,14 @@ pub(crate) fn scratch() -> Option<&'static mut SynRecord> {
     let record = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: a live map value of this CPU; kprobe programs do not nest on a
     // CPU (`bpf_prog_active`), and each run asks for it once.
+    Some(unsafe { &mut *record })
+}
+
+/// This CPU's place to copy a packet to.
+#[inline(always)]
+pub(crate) fn copy() -> Option<&'static mut PacketRecord> {
+    let record = COPY.get_ptr_mut(0)?;
+    // SAFETY: as in `scratch`.
     Some(unsafe { &mut *record })
 }
 

@@ -14,6 +14,7 @@ mod exact;
 mod filters;
 mod forms;
 mod forms_devices;
+mod heal;
 mod input;
 mod lab;
 mod layout;

@@ -1,12 +1,12 @@
 //! Kernel memory: the only place that reads it.
 
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::{bpf_probe_read_kernel, generated};
 use ipvs_guard_common::{
     addr::{Addr, Endpoint},
     layout::FieldId,
 };
 
-use crate::maps;
+use crate::{maps, settled::settled};
 
 /// The kernel refused a read, a pointer was null, or a value makes no sense: of
 /// this field.
@@ -28,6 +28,22 @@ pub(crate) fn value<T: Plain>(address: u64, id: FieldId) -> Result<T, Fault> {
     // SAFETY: the helper checks the address and fails on what is not mapped;
     // any bytes are a value of the type.
     unsafe { bpf_probe_read_kernel(address as *const T) }.map_err(|_| Fault(id))
+}
+
+/// Copies `len` bytes at `address` to the start of `out`, whose length is a power of
+/// two; none are copied, and it is `None`, when they do not fit or cannot be read.
+#[inline(always)]
+pub(crate) fn bytes<const N: usize>(address: u64, len: u64, out: &mut [u8; N]) -> Option<u32> {
+    if len == 0 || len >= N as u64 {
+        return None;
+    }
+    // The verifier knows a bound that it sees on this very register.
+    let len = settled(len as usize) as u32 & (N as u32 - 1);
+    // SAFETY: the helper checks the address; `out` is longer than `len`.
+    let result = unsafe {
+        generated::bpf_probe_read_kernel(out.as_mut_ptr().cast(), len, address as *const _)
+    };
+    (result == 0).then_some(len)
 }
 
 /// Address of field `id` in the structure at `base`.

@@ -29,11 +29,13 @@ pub(crate) fn survey(skb: u64, out: &mut SkbRecord) -> Result<(), Fault> {
 pub(crate) struct Packet {
     network: u64,
     transport: u64,
+    end: u64,
 }
 
 /// A SYN without ACK.
 pub(crate) struct Syn {
     pub(crate) seq: u32,
+    pub(crate) packet: Packet,
 }
 
 impl Packet {
@@ -50,17 +52,37 @@ impl Packet {
         } else {
             network + behind(network)?
         };
-        if transport + size_of::<tcp::Start>() as u64 > buffer.head + buffer.tail {
+        let end = buffer.head + buffer.tail;
+        if transport + size_of::<tcp::Start>() as u64 > end {
             return Err(Fault(FieldId::SkbTail));
         }
-        Ok(Self { network, transport })
+        Ok(Self {
+            network,
+            transport,
+            end,
+        })
+    }
+
+    /// Copies the packet from its network header on; `None` when it is too long or
+    /// not all of it is in the linear part.
+    #[inline(always)]
+    pub(crate) fn copy<const N: usize>(&self, out: &mut [u8; N]) -> Option<u32> {
+        let first: [u8; 8] = read::value(self.network, FieldId::SkbHead).ok()?;
+        let length = match first[0] >> 4 {
+            4 => u64::from(u16::from_be_bytes([first[2], first[3]])),
+            _ => u64::from(u16::from_be_bytes([first[4], first[5]])) + Ipv6Hdr::LEN as u64,
+        };
+        if self.network + length > self.end {
+            return None;
+        }
+        read::bytes(self.network, length, out)
     }
 
     /// The packet as a SYN, if it is one.
     #[inline(always)]
-    pub(crate) fn syn(&self) -> Result<Option<Syn>, Fault> {
+    pub(crate) fn syn(self) -> Result<Option<Syn>, Fault> {
         let start = read::value(self.transport, FieldId::SkbHead)?;
-        Ok(tcp::syn_seq(start).map(|seq| Syn { seq }))
+        Ok(tcp::syn_seq(start).map(|seq| Syn { seq, packet: self }))
     }
 
     /// Source and destination of a TCP packet; `None` for any other.

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use ipvs_guard_common::{
     event::{Header, Kind, VerdictRecord},
-    guard::{DROP, VerdictKey},
+    guard::{DROP, HEAL, VerdictKey},
     stats::Stat,
 };
 
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     emit::emit,
-    maps::{VERDICTS, count, heart, policy, work},
+    maps::{VERDICTS, count, heart, work},
 };
 
 #[inline(always)]
@@ -61,7 +61,10 @@ pub(crate) fn run(ctx: &TcContext, link_layer: bool) -> i32 {
     // SAFETY: the context that the kernel handed over.
     let came_by = unsafe { (*ctx.skb.skb).ingress_ifindex };
     let mut flags = 0;
-    let action = if policy().action == DROP {
+    let action = if verdict.action == HEAL {
+        flags = Header::HELD;
+        TC_ACT_SHOT
+    } else if verdict.action == DROP {
         TC_ACT_SHOT
     } else if came_by == 0 {
         // A client on this node: there is no device to answer on, user space does.
@@ -85,6 +88,8 @@ pub(crate) fn run(ctx: &TcContext, link_layer: bool) -> i32 {
     emit(&VerdictRecord {
         header: Header::new(Kind::Met, flags, now),
         key,
+        came_by,
+        pad: 0,
     });
     action
 }

@@ -5,4 +5,5 @@ pub(crate) mod egress;
 pub(crate) mod ingress;
 pub(crate) mod note;
 mod parse;
+pub(crate) mod send;
 mod turn;

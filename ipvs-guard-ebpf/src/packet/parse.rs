@@ -1,7 +1,7 @@
 //! From the bytes of a packet to its TCP header, with every step checked against
 //! the packet's end.
 
-use core::{arch::asm, ptr};
+use core::ptr;
 
 use ipvs_guard_common::{
     addr::{Addr, Endpoint},
@@ -11,6 +11,8 @@ use network_types::{
     eth::EthHdr,
     ip::{IpProto, Ipv4Hdr, Ipv6Hdr},
 };
+
+use crate::settled::settled;
 
 pub(super) const SYN: u8 = 0x02;
 pub(super) const RST: u8 = 0x04;
@@ -65,16 +67,6 @@ impl Tcp {
     pub(super) fn seq(&self) -> u32 {
         u32::from_be_bytes(self.field(4))
     }
-}
-
-/// A value that the compiler takes as it is, and does not put together in another
-/// way where it is used.
-#[inline(always)]
-pub(super) fn settled(value: usize) -> usize {
-    let mut value = value;
-    // SAFETY: the register keeps its value.
-    unsafe { asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack)) };
-    value
 }
 
 impl Span {

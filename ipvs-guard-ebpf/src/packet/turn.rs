@@ -19,8 +19,9 @@ use network_types::{
     ip::{Ipv4Hdr, Ipv6Hdr},
 };
 
-use super::parse::{Span, Tcp, settled};
+use super::parse::{Span, Tcp};
 use crate::maps::Work;
+use crate::settled::settled;
 
 /// Furthest begin of a TCP header that is answered.
 const FURTHEST: usize = 0x3ff;

@@ -7,9 +7,9 @@ use aya_log_ebpf::debug;
 use ipvs_guard_common::{
     config,
     event::{Header, Kind},
-    guard::Heart,
+    guard::{self, Heart},
     layout::FieldId,
-    policy::{Hit, Known, Meaning, judge},
+    policy::{Hit, Known, Meaning, Seen, judge},
     state::ConnState,
     stats::Stat,
 };
@@ -22,7 +22,7 @@ use crate::{
         read::Fault,
         skb::{Packet, Syn},
     },
-    maps::{SEEN, count, filter, heart, mode, scheduled, scratch},
+    maps::{SEEN, copy, count, filter, heart, mode, policy, scheduled, scratch},
 };
 
 /// From client to server (`IP_VS_DIR_INPUT`).
@@ -40,7 +40,7 @@ pub(crate) fn run(ctx: &ProbeContext) {
     if mode(config::PROVE) && !prove::begin(skb) {
         return;
     }
-    let syn = match Packet::read(skb).and_then(|packet| packet.syn()) {
+    let syn = match Packet::read(skb).and_then(Packet::syn) {
         Ok(Some(syn)) => syn,
         Ok(None) => return,
         Err(fault) => return unreadable(ctx, fault),
@@ -72,10 +72,28 @@ fn opened(conn: Conn, syn: &Syn) -> Result<(), Fault> {
     if mode(config::TRACE) {
         trace::committed(conn, state);
     }
-    match incident(conn, syn, state)? {
-        Some((kind, flags)) => report(kind, flags, conn, syn.seq, state),
-        None => Ok(()),
+    let Some((kind, flags)) = incident(conn, syn, state)? else {
+        return Ok(());
+    };
+    let held = report(kind, flags, conn, syn.seq, state)?;
+    if held {
+        hand_over(conn, syn);
     }
+    Ok(())
+}
+
+/// The packet of a SYN that is held back, for user space to send again.
+#[inline(always)]
+fn hand_over(conn: Conn, syn: &Syn) {
+    let Some(record) = copy() else {
+        return;
+    };
+    // SAFETY: the helper has no preconditions.
+    record.header = Header::new(Kind::Packet, 0, unsafe { bpf_ktime_get_ns() });
+    record.conn = conn.key();
+    record.seq = syn.seq;
+    record.len = syn.packet.copy(&mut record.bytes).unwrap_or(0);
+    emit(record);
 }
 
 /// What there is to report of the SYN, with the record's flags.
@@ -90,6 +108,10 @@ fn incident(conn: Conn, syn: &Syn, state: u16) -> Result<Option<(Kind, u32)>, Fa
         }
         if mode(config::ENFORCE) {
             enforce::forget(conn)?;
+            if policy().action == guard::HEAL {
+                // Of the entry that was at this address before.
+                let _absent = SEEN.remove(conn.key());
+            }
         }
         if mode(config::RESCHEDULED) && expire::was_expired(conn)? {
             return Ok(Some((Kind::Rescheduled, 0)));
@@ -112,27 +134,30 @@ fn incident(conn: Conn, syn: &Syn, state: u16) -> Result<Option<(Kind, u32)>, Fa
         state,
         in_pkts: conn.in_pkts()?,
     };
+    // SAFETY: the value is copied at once; a concurrent update by another CPU
+    // could only be another SYN of the same connection.
+    let before = unsafe { SEEN.get(conn.key()) }.copied();
     let known = Known {
         scheduled: scheduled(conn.key())
             .filter(|note| note.conn == conn.key() && note.epoch == epoch())
             .map(|note| note.seq),
-        // SAFETY: the value is copied at once; a concurrent update by another CPU
-        // could only be another SYN of the same connection.
-        stale: unsafe { SEEN.get(conn.key()) }.copied(),
+        stale: before.map(|before| before.seq),
     };
-    Ok(match judge(hit, known) {
+    let again = match judge(hit, known) {
         Meaning::ScheduledRetransmission => {
             note_scheduled(conn, syn.seq);
-            None
+            return Ok(None);
         }
-        Meaning::StaleRetransmission => Some((Kind::Stale, Header::RETRANSMISSION)),
-        Meaning::Stale => {
-            if SEEN.insert(conn.key(), syn.seq, 0).is_err() {
-                count(Stat::SeenFull);
-            }
-            Some((Kind::Stale, 0))
-        }
-    })
+        Meaning::StaleRetransmission => Header::RETRANSMISSION,
+        Meaning::Stale => 0,
+    };
+    // SAFETY: the helper has no preconditions.
+    let seen = Seen::next(before, state, syn.seq, unsafe { bpf_ktime_get_ns() });
+    if SEEN.insert(conn.key(), seen, 0).is_err() {
+        count(Stat::SeenFull);
+    }
+    let closed = if seen.closed != 0 { Header::HELD } else { 0 };
+    Ok(Some((Kind::Stale, again | closed)))
 }
 
 #[inline(always)]
@@ -154,16 +179,17 @@ fn epoch() -> u32 {
     }
 }
 
-/// Emits a record that the user's filter admits.
+/// Emits a record that the user's filter admits, and tells whether the packet is
+/// held back.
 #[inline(always)]
-fn report(kind: Kind, flags: u32, conn: Conn, seq: u32, state: u16) -> Result<(), Fault> {
+fn report(kind: Kind, flags: u32, conn: Conn, seq: u32, state: u16) -> Result<bool, Fault> {
     // Both maps have their one entry from the start.
     let (Some(record), Some(filter)) = (scratch(), filter()) else {
-        return Ok(());
+        return Ok(false);
     };
     record.netns = conn.netns()?;
     if filter.netns != 0 && filter.netns != record.netns {
-        return Ok(());
+        return Ok(false);
     }
     conn.client(&mut record.client)?;
     conn.vip(&mut record.vip)?;
@@ -172,14 +198,14 @@ fn report(kind: Kind, flags: u32, conn: Conn, seq: u32, state: u16) -> Result<()
         || !filter.vip.admits(&record.vip)
         || !filter.dest.admits(&record.dest)
     {
-        return Ok(());
+        return Ok(false);
     }
     // A bypassed connection has none: nothing to report of it.
     let Ok(dest) = conn.dest() else {
         return if mode(config::PROVE) {
             Err(Fault(FieldId::ConnDest))
         } else {
-            Ok(())
+            Ok(false)
         };
     };
     // SAFETY: the helper has no preconditions.
@@ -196,8 +222,8 @@ fn report(kind: Kind, flags: u32, conn: Conn, seq: u32, state: u16) -> Result<()
     record.state = state;
     record.protocol = conn.protocol()?;
     if mode(config::ENFORCE) && kind == Kind::Stale {
-        enforce::settle(record, dest);
+        enforce::settle(record, conn, dest);
     }
     emit(record);
-    Ok(())
+    Ok(record.header.has(Header::ARMED) && record.header.has(Header::HELD))
 }

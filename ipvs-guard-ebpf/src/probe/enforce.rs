@@ -4,21 +4,22 @@
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use ipvs_guard_common::{
     addr::Endpoint,
-    event::{DestRecord, Header, SynRecord},
-    guard::{Flow, FlowKey, Moment, Real, VERDICT_NS, Verdict, VerdictKey},
+    event::{DestRecord, GoneRecord, Header, Kind, SynRecord},
+    guard::{Flow, FlowKey, HEAL, Held, Moment, RESET, Real, VERDICT_NS, Verdict, VerdictKey},
     state::Forwarding,
     stats::Stat,
 };
 
 use crate::{
+    emit::emit,
     kernel::{conn::Conn, dest::Dest, read::Fault},
-    maps::{DRAINS, FLOWS, REALS, VERDICTS, count, drain_begins, heart, policy, within_rate},
+    maps::{DRAINS, FLOWS, HELD, REALS, VERDICTS, count, drain_begins, heart, policy, within_rate},
 };
 
 /// Decides on the SYN of `record`; a verdict awaits it then on its way out, and
 /// the flow is turned away before IPVS from now on.
 #[inline(always)]
-pub(crate) fn settle(record: &mut SynRecord, dest: Dest) {
+pub(crate) fn settle(record: &mut SynRecord, conn: Conn, dest: Dest) {
     let policy = policy();
     let key = FlowKey {
         client: record.client,
@@ -41,10 +42,15 @@ pub(crate) fn settle(record: &mut SynRecord, dest: Dest) {
         state: u32::from(record.state),
         conn_flags: record.conn_flags,
     };
-    if record.netns != policy.netns || !policy.acts(&moment) || !within_rate(now) {
+    let heals = policy.heals(&moment, record.header.has(Header::HELD));
+    if !heals {
+        record.header.clear(Header::HELD);
+    }
+    let acts = heals || policy.acts(&moment);
+    if record.netns != policy.netns || !acts || !within_rate(now) {
         // The entry goes on with this SYN: what was known of it is void.
         let _absent = FLOWS.remove(key);
-        return;
+        return record.header.clear(Header::HELD);
     }
     if policy.dry_run != 0 {
         record.header.set(Header::WOULD_ACT);
@@ -61,11 +67,26 @@ pub(crate) fn settle(record: &mut SynRecord, dest: Dest) {
     let verdict = Verdict {
         flow: key,
         deadline: now + VERDICT_NS,
+        action: match policy.action {
+            HEAL if heals => HEAL,
+            HEAL => RESET,
+            other => other,
+        },
+        pad: 0,
     };
     if VERDICTS.insert(place, verdict, 0).is_err() {
         return count(Stat::GuardFull);
     }
+    if heals && HELD.insert(conn.key(), Held { place }, 0).is_err() {
+        let _absent = VERDICTS.remove(place);
+        return count(Stat::GuardFull);
+    }
     record.header.set(Header::ARMED);
+    if policy.action == HEAL {
+        // As soon as the entry is closed it can be healed: nothing may turn its SYN
+        // away before.
+        return;
+    }
     let Some(real) = real else {
         return;
     };
@@ -92,6 +113,24 @@ pub(crate) fn forget(conn: Conn) -> Result<(), Fault> {
     conn.vip(&mut key.vip)?;
     let _absent = FLOWS.remove(key);
     Ok(())
+}
+
+/// An entry is thrown away: the SYN that is held back for it may be sent again, once
+/// its conntrack is gone, too (`untracked`).
+#[inline(always)]
+pub(crate) fn gone(conn: Conn, untracked: bool) {
+    // SAFETY: the value is copied at once; only the probe of its SYN writes it.
+    let Some(held) = unsafe { HELD.get(conn.key()) }.copied() else {
+        return;
+    };
+    // Of a SYN that was not met until now: it is sent again by the same way.
+    let _absent = VERDICTS.remove(held.place);
+    let flags = if untracked { Header::UNTRACKED } else { 0 };
+    emit(&GoneRecord {
+        // SAFETY: the helper has no preconditions.
+        header: Header::new(Kind::Gone, flags, unsafe { bpf_ktime_get_ns() }),
+        conn: conn.key(),
+    });
 }
 
 /// The weight of a destination is set.

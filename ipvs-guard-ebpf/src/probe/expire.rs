@@ -5,13 +5,14 @@ use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::ProbeContext};
 use ipvs_guard_common::{
     addr::Endpoint,
     config::{ENFORCE, RESCHEDULE_WITHIN_NS, RESCHEDULED},
+    guard::HEAL,
     stats::Stat,
 };
 
 use super::enforce;
 use crate::{
     kernel::{conn::Conn, read::Fault},
-    maps::{EXPIRED, ExpiredKey, count, mode},
+    maps::{EXPIRED, ExpiredKey, count, mode, policy},
 };
 
 #[inline(always)]
@@ -19,8 +20,14 @@ pub(crate) fn run(ctx: &ProbeContext) {
     let Some(conn) = ctx.arg::<u64>(0) else {
         return;
     };
-    if mode(ENFORCE) && enforce::forget(Conn::at(conn)).is_err() {
-        count(Stat::Unreadable);
+    if mode(ENFORCE) {
+        if enforce::forget(Conn::at(conn)).is_err() {
+            count(Stat::Unreadable);
+        }
+        if policy().action == HEAL {
+            count(Stat::Expired);
+            enforce::gone(Conn::at(conn), false);
+        }
     }
     if !mode(RESCHEDULED) {
         return;
@@ -34,6 +41,15 @@ pub(crate) fn run(ctx: &ProbeContext) {
             }
         }
         Err(Fault(_)) => count(Stat::Unreadable),
+    }
+}
+
+/// `ip_vs_conn_drop_conntrack(conn)`: the conntrack of an entry that has ended goes
+/// (5.10 to 7.3).
+#[inline(always)]
+pub(crate) fn untrack(ctx: &ProbeContext) {
+    if let Some(conn) = ctx.arg::<u64>(0) {
+        enforce::gone(Conn::at(conn), true);
     }
 }
 

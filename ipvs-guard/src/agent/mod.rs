@@ -271,9 +271,12 @@ impl Agent {
                     if let Some(guard) = &mut guard {
                         guard.beat();
                         guard.follow_devices(&mut loaded);
+                        guard.rest();
                     }
                 }
                 () = overdue(due) => {
+                    // What it waits for may be here already.
+                    ring.drain(BURST, |bytes| take(&mut self.pipeline, guard.as_mut(), bytes));
                     if let Some(guard) = &mut guard {
                         guard.beat();
                         while let Some((record, action)) = guard.overdue() {
@@ -310,7 +313,7 @@ impl Agent {
         }) > 0
         {}
         if let Some(guard) = &mut guard {
-            while let Some((record, action)) = guard.overdue() {
+            while let Some((record, action)) = guard.left() {
                 self.pipeline.accept(&record, action);
             }
         }

@@ -1,12 +1,14 @@
 //! One stay of ip_vs: layout resolved and proved, programs loaded and attached.
 
+use std::sync::Arc;
+
 use ipvs_guard_common::config;
 
 use super::Settings;
 use crate::{
     bpf::{Attachments, BpfError, Counters, Loaded, Options},
     clock::monotonic,
-    enforce::Guard,
+    enforce::{self, Guard},
     event::Class,
     failure::Failure,
     kernel::{
@@ -19,7 +21,7 @@ use crate::{
 /// Everything that lives as long as ip_vs stays loaded.
 pub(super) struct Session {
     pub(super) loaded: Loaded,
-    pub(super) counters: Counters,
+    pub(super) counters: Arc<Counters>,
     pub(super) attachments: Attachments,
     pub(super) available_bit: u32,
     pub(super) guard: Option<Guard>,
@@ -61,7 +63,7 @@ impl Session {
             policy,
         })
         .map_err(from_bpf)?;
-        let counters = loaded.counters().map_err(from_bpf)?;
+        let counters = Arc::new(loaded.counters().map_err(from_bpf)?);
         let mut attachments = Attachments::default();
         let mut attach = |hook, program| {
             attachments
@@ -83,12 +85,21 @@ impl Session {
             attach(Hook::Lookup, "trace_lookup")?;
             attach(Hook::In, "trace_in")?;
         }
+        let heals = settings
+            .enforce
+            .as_ref()
+            .is_some_and(|enforce| enforce.action == enforce::Action::Heal);
+        if heals && symbols.resolve(Hook::Untrack).is_ok() {
+            // A kernel without it (CONFIG_IP_VS_NFCT) has no conntrack to wait for.
+            attach(Hook::Untrack, "untrack")?;
+        }
         if mode != 0 {
             attach(Hook::Commit, "commit")?;
         }
         let guard = match &settings.enforce {
             Some(enforce) => Some(Guard::start(
                 &mut loaded,
+                &counters,
                 enforce.clone(),
                 settings.filter,
                 policy,

@@ -275,7 +275,7 @@ fn take_out(loaded: &mut Loaded, attached: &mut Attached) {
 }
 
 /// Whether TC programs can have links of their own (aya asks the same).
-fn has_tcx() -> bool {
+pub(super) fn has_tcx() -> bool {
     use aya::util::KernelVersion;
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0))
 }
@@ -324,7 +324,7 @@ fn only_clsact(device: &Device) -> Result<(), String> {
     }
 }
 
-fn is_there(error: &TcError) -> bool {
+pub(super) fn is_there(error: &TcError) -> bool {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = cause {
         if error

@@ -32,7 +32,7 @@ pub struct GuardMaps {
     surveyor: OwnedFd,
 }
 
-const ONCE: Run = Run {
+pub(super) const ONCE: Run = Run {
     repeat: 1,
     flags: 0,
 };
@@ -116,7 +116,7 @@ impl GuardMaps {
     }
 }
 
-fn runnable(loaded: &mut Loaded, program: &'static str) -> Result<OwnedFd, BpfError> {
+pub(super) fn runnable(loaded: &mut Loaded, program: &'static str) -> Result<OwnedFd, BpfError> {
     let fd = loaded
         .classifier(program)?
         .fd()

@@ -116,6 +116,7 @@ impl Loaded {
         let uses = |bits: u32| options.mode & bits != 0;
         let size = |used: bool, entries: u32| if used { entries } else { UNUSED_ENTRIES };
         let proving = uses(config::PROVE);
+        let heals = uses(config::ENFORCE) && options.policy.action == guard::HEAL;
         let mut ebpf = EbpfLoader::new()
             // What this purpose has no use for takes no memory.
             .map_max_entries(
@@ -142,6 +143,7 @@ impl Loaded {
             )
             .map_max_entries("FLOWS", size(uses(config::ENFORCE), guard::FLOWS))
             .map_max_entries("VERDICTS", size(uses(config::ENFORCE), guard::VERDICTS))
+            .map_max_entries("HELD", size(heals, guard::HELD))
             .map_max_entries("REALS", size(uses(config::ENFORCE), guard::REALS))
             .map_max_entries("DRAINS", size(uses(config::ENFORCE), guard::DRAINS))
             .map_max_entries("MACS", size(uses(config::ENFORCE), config::XDP_DEVICES))

@@ -6,6 +6,7 @@ mod devices;
 mod guard;
 mod load;
 mod run;
+mod send;
 mod stats;
 mod trial;
 
@@ -15,6 +16,7 @@ pub use self::{
     guard::{GuardMaps, HeartMap},
     load::{BpfError, Loaded, Options},
     run::Tried,
+    send::Sender,
     stats::{Counters, KERNEL_STAGES, loaded_programs},
     trial::Packet,
 };

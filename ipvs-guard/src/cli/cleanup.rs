@@ -9,8 +9,9 @@ use crate::{
 
 /// Remove what a killed guard left on this node, and say what it was
 ///
-/// Up to kernel 6.5 that can be TC filters, which let every packet pass once
-/// their agent is gone. From 6.6 on nothing can stay behind.
+/// That can be the kernel's sync daemon (of --action heal), whose device went with
+/// the agent, so that it hears nobody; and, up to kernel 6.5, TC filters, which let
+/// every packet pass once their agent is gone.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// The network namespace to clean: self, or the one at PATH

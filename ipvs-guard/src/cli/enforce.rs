@@ -14,16 +14,20 @@ use crate::{
     settings::{self, Scope},
 };
 
-/// Act on stale SYNs: clients fail at once, not after three seconds
+/// Act on stale SYNs: clients fail at once, not after three seconds, or not at all
 ///
 /// A SYN that would go to a destination of weight 0 by an old connection entry is
-/// answered with a reset, or dropped. Flags of the stream (--vip, --client, --dest)
+/// answered with a reset, sent to a living destination, or dropped. Flags of the stream (--vip, --client, --dest)
 /// limit what is acted on. Nothing stays behind, and an agent that hangs or dies
 /// enforces nothing after 2 s at most. Try it with --dry-run first.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// What is done: reset answers the SYN, so that the client gets ECONNREFUSED in
-    /// a millisecond and may retry on a new port; drop is worse for clients than
+    /// a millisecond and may retry on a new port; heal re-points closed entries to
+    /// living destinations of the service, by weight, as soon as a weight is 0, and
+    /// holds back a SYN that comes before until its entry is, so that its client sees
+    /// a normal connection (it resets where there is no living destination, and SYNs
+    /// of entries that may still carry data); drop is worse for clients than
     /// nothing: they repeat the SYN until their own time-out, where without the guard
     /// they are told after 3 s that the server cannot be reached (lab --action all
     /// shows both)
@@ -59,9 +63,17 @@ pub(super) struct Args {
     grace: Duration,
 
     /// Leave a destination alone that answered (sent a SYN-ACK, or anything while
-    /// it drains) within this time; 0s: none is left alone
-    #[arg(long, value_name = "T", default_value = "3s", value_parser = settings::time, env = "IPVS_GUARD_UNLESS_ANSWERING")]
-    unless_answering: Duration,
+    /// it drains) within this time; 0s: none is left alone. When not given, 3s before
+    /// anything is dropped or reset, and 0s before it is healed, for no connection is
+    /// lost by that
+    #[arg(long, value_name = "T", value_parser = settings::time, env = "IPVS_GUARD_UNLESS_ANSWERING")]
+    unless_answering: Option<Duration>,
+
+    /// With --action heal: let persistence templates of destinations of weight 0 end,
+    /// too, so that their clients are scheduled anew; such a client loses its server
+    /// for good
+    #[arg(long, env = "IPVS_GUARD_HEAL_PERSISTENT")]
+    heal_persistent: bool,
 
     /// Act on entries in these states only, as ipvsadm -Lnc names them (TIME_WAIT,
     /// CLOSE, SYN_RECV, …); in every state when not given
@@ -117,11 +129,17 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         ttl,
         grace,
         unless_answering,
+        heal_persistent,
         state,
         max_rate,
         netns,
         stream,
     } = args;
+    if heal_persistent && action != Action::Heal {
+        return Err(Failure::Usage(
+            "--heal-persistent: templates end with --action heal only; add it".into(),
+        ));
+    }
     enter(&netns)?;
     preflight::check_features()?;
     preflight::check_privileges()?;
@@ -147,6 +165,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         dry_run,
         grace,
         unless_answering,
+        heal_persistent,
         ttl,
         states,
         max_rate: max_rate.unwrap_or(0),

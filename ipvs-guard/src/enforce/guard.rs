@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     sync::{
-        Arc,
+        Arc, Mutex,
         mpsc::{SyncSender, sync_channel},
     },
     thread,
@@ -19,12 +19,13 @@ use ipvs_guard_common::{
 
 use super::{
     Action as Wanted, Settings,
-    pending::Pending,
+    heal::{Channel, Ending, Mender, Rescues, Targets, is_ours},
+    pending::{self, Pending},
     responder::Responder,
-    scanner::{Changed, Scanner},
+    scanner::{Changed, Healing, Scanner},
 };
 use crate::{
-    bpf::{BpfError, Covered, Devices, GuardMaps, HeartMap, Loaded},
+    bpf::{BpfError, Counters, Covered, Devices, GuardMaps, HeartMap, Loaded},
     clock::monotonic,
     event::Action,
     failure::Failure,
@@ -40,6 +41,11 @@ const HEART: Duration = Duration::from_millis(1_800);
 /// rows.
 const CALM: Duration = Duration::from_secs(20);
 
+struct Healer {
+    channel: Channel,
+    rescues: Rescues,
+}
+
 /// Everything that enforces as long as ip_vs stays loaded.
 pub struct Guard {
     settings: Settings,
@@ -52,6 +58,7 @@ pub struct Guard {
     changes: SyncSender<Changed>,
     pending: Pending,
     responder: Responder,
+    healer: Option<Healer>,
     /// Nothing is enforced before: who answers is listened for.
     armed_at: Instant,
     failing: bool,
@@ -70,15 +77,36 @@ impl Guard {
     /// [`Failure`], with nothing left behind.
     pub fn start(
         loaded: &mut Loaded,
+        counters: &Arc<Counters>,
         settings: Settings,
         filter: Filter,
         policy: Policy,
         fresh: bool,
     ) -> Result<Self, Failure> {
+        let (healer, healing) = healer(loaded, counters, &settings)?;
+        let channel = healer.as_ref().map(|healer| healer.channel.clone());
+        let started = Self::start_with(loaded, settings, filter, policy, fresh, healer, healing);
+        if started.is_err()
+            && let Some(channel) = channel
+        {
+            channel.close();
+        }
+        started
+    }
+
+    fn start_with(
+        loaded: &mut Loaded,
+        settings: Settings,
+        filter: Filter,
+        policy: Policy,
+        fresh: bool,
+        healer: Option<Healer>,
+        healing: Option<Healing>,
+    ) -> Result<Self, Failure> {
         let internal = |error: BpfError| Failure::Internal(error.into());
         let heart = Arc::new(HeartMap::take(loaded).map_err(internal)?);
         let maps = GuardMaps::take(loaded).map_err(internal)?;
-        let mut scanner = Scanner::new(maps, Arc::clone(&heart), filter, policy)?;
+        let mut scanner = Scanner::new(maps, Arc::clone(&heart), filter, policy, healing)?;
         let found = scanner.scan()?;
         if found.services == 0 && fresh && !filter.vip.is_empty() {
             return Err(Failure::Usage(
@@ -93,7 +121,7 @@ impl Guard {
             .spawn(move || scanner.run(&inbox))
             .map_err(|error| Failure::Internal(error.into()))?;
         let listening = if found.draining > 0 {
-            settings.unless_answering
+            settings.acts_unless()
         } else {
             Duration::ZERO
         };
@@ -107,6 +135,7 @@ impl Guard {
             changes,
             pending: Pending::default(),
             responder: Responder::default(),
+            healer,
             armed_at: Instant::now() + listening,
             failing: false,
             calm_since: None,
@@ -134,6 +163,11 @@ impl Guard {
                 )));
             }
         }
+        if self.healer.is_some() {
+            // A SYN that leaves unmet and is answered may not be sent once more: the
+            // way out is always watched.
+            self.devices.set_egress(loaded, true);
+        }
         for device in &present {
             if !self.wants(device) {
                 continue;
@@ -151,6 +185,9 @@ impl Guard {
     }
 
     fn wants(&self, device: &Device) -> bool {
+        if is_ours(&device.name) {
+            return false;
+        }
         if self.settings.interfaces.is_empty() {
             matches!(device.link_layer, LinkLayer::Ethernet | LinkLayer::Bare)
         } else {
@@ -240,6 +277,8 @@ impl Guard {
         let action = match (self.settings.action, self.settings.dry_run) {
             (Wanted::Drop, false) => "drop",
             (Wanted::Reset, false) => "reset",
+            (Wanted::Heal, false) => "heal",
+            (Wanted::Heal, true) => "dry run of heal",
             (Wanted::Drop, true) => "dry run of drop",
             (Wanted::Reset, true) => "dry run of reset",
         };
@@ -254,6 +293,22 @@ impl Guard {
     /// The event that a record comes to, and what was done; `None`: nothing yet.
     pub fn take(&mut self, record: Record) -> Option<(Record, Action)> {
         match &record {
+            Record::Stale(syn) if syn.header.has(Header::ARMED) && syn.header.has(Header::HELD) => {
+                let lost = self.healer.as_mut()?.rescues.held(*syn)?;
+                self.unmet(lost)
+            }
+            Record::Packet(packet) => {
+                let ended = self.healer.as_mut()?.rescues.packet(packet, pending::key);
+                self.rescued(ended)
+            }
+            Record::Gone(gone) => {
+                let ended = self.healer.as_mut()?.rescues.gone(gone);
+                self.rescued(ended)
+            }
+            Record::Met(met) if met.header.has(Header::HELD) => {
+                let ended = self.healer.as_mut()?.rescues.met(met);
+                self.rescued(ended)
+            }
             Record::Stale(syn) if syn.header.has(Header::ARMED) => {
                 match self.pending.add(*syn, Instant::now()) {
                     None => None,
@@ -263,7 +318,8 @@ impl Guard {
             Record::Stale(syn) if syn.header.has(Header::WOULD_ACT) => {
                 let action = match self.settings.action {
                     Wanted::Drop => Action::WouldDrop,
-                    Wanted::Reset => Action::WouldReset,
+                    Wanted::Heal if syn.header.has(Header::HELD) => Action::WouldHeal,
+                    Wanted::Reset | Wanted::Heal => Action::WouldReset,
                 };
                 Some((record, action))
             }
@@ -293,6 +349,9 @@ impl Guard {
 
     /// Watches the way out of the devices while destinations drain.
     pub fn follow_drains(&mut self, loaded: &mut Loaded) {
+        if self.healer.is_some() {
+            return;
+        }
         if !self.heart.is_calm() {
             self.calm_since = None;
             if !self.devices.has_egress() {
@@ -318,22 +377,54 @@ impl Guard {
     /// When a SYN under way is overdue or, as long as the agent is not `ready`,
     /// enforcement begins.
     pub fn next_due(&mut self, ready: bool) -> Option<Instant> {
-        if ready {
-            self.pending.next_due()
-        } else {
-            Some(self.armed_at)
+        if !ready {
+            return Some(self.armed_at);
         }
+        let rescues = self.healer.as_mut().map(|healer| &mut healer.rescues);
+        let held = rescues.and_then(Rescues::next_due);
+        self.pending.next_due().into_iter().chain(held).min()
     }
 
     /// A SYN that did not come to a device in time: it is answered from here.
     pub fn overdue(&mut self) -> Option<(Record, Action)> {
-        let syn = self.pending.overdue(Instant::now())?;
+        let now = Instant::now();
+        if let Some(healer) = &mut self.healer {
+            let ended = healer.rescues.overdue(now);
+            if ended.is_some() {
+                return self.rescued(ended);
+            }
+        }
+        let syn = self.pending.overdue(now)?;
         self.unmet(syn)
+    }
+
+    /// A SYN that is left when the agent ends: it is answered, due or not.
+    pub fn left(&mut self) -> Option<(Record, Action)> {
+        let held = self
+            .healer
+            .as_mut()
+            .and_then(|healer| healer.rescues.drain());
+        let syn = held.or_else(|| self.pending.drain())?;
+        self.unmet(syn)
+    }
+
+    fn rescued(&mut self, ended: Option<(SynRecord, Ending)>) -> Option<(Record, Action)> {
+        match ended? {
+            (syn, Ending::Healed) => Some((Record::Stale(syn), Action::Healed)),
+            (syn, Ending::Refused) => self.unmet(syn),
+        }
+    }
+
+    /// What is due once in a while.
+    pub fn rest(&self) {
+        if let Some(healer) = &self.healer {
+            healer.channel.rest();
+        }
     }
 
     fn unmet(&mut self, syn: SynRecord) -> Option<(Record, Action)> {
         let action = match self.settings.action {
-            Wanted::Reset => self.answer(&syn),
+            Wanted::Reset | Wanted::Heal => self.answer(&syn),
             Wanted::Drop => Action::Failed,
         };
         Some((Record::Stale(syn), action))
@@ -342,7 +433,7 @@ impl Guard {
     const fn done(&self) -> Action {
         match self.settings.action {
             Wanted::Drop => Action::Dropped,
-            Wanted::Reset => Action::Reset,
+            Wanted::Reset | Wanted::Heal => Action::Reset,
         }
     }
 
@@ -361,5 +452,33 @@ impl Guard {
     pub fn stop(&mut self, loaded: &mut Loaded) {
         self.heart.beat(0);
         self.devices.clear(loaded);
+        if let Some(healer) = &self.healer {
+            healer.channel.close();
+        }
     }
+}
+
+/// What healing takes, if that is wanted.
+fn healer(
+    loaded: &mut Loaded,
+    counters: &Arc<Counters>,
+    settings: &Settings,
+) -> Result<(Option<Healer>, Option<Healing>), Failure> {
+    if settings.action != Wanted::Heal || settings.dry_run {
+        return Ok((None, None));
+    }
+    let channel = Channel::open(loaded, Arc::clone(counters))?;
+    let targets = Arc::new(Mutex::new(Targets::default()));
+    let routes = RouteSocket::open().map_err(|error| Failure::Internal(error.into()))?;
+    let covers_all = settings.interfaces.is_empty();
+    let healer = Healer {
+        rescues: Rescues::new(channel.clone(), Arc::clone(&targets), routes, covers_all),
+        channel: channel.clone(),
+    };
+    let healing = Healing {
+        mender: Mender::new(channel, Arc::clone(&targets)),
+        targets,
+        persistent: settings.heal_persistent,
+    };
+    Ok((Some(healer), Some(healing)))
 }

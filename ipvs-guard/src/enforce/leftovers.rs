@@ -1,12 +1,14 @@
 //! What a killed agent leaves: TC filters, on kernels where they have no link of
-//! their own. They let everything pass, for nobody moves their heart.
+//! their own, which let everything pass, for nobody moves their heart; and a sync
+//! daemon, which hears nobody, for its device went with the agent.
 
+use super::heal;
 use crate::{
     bpf::remove_leftovers,
     netlink::{NetlinkError, route::RouteSocket},
 };
 
-/// A program that was removed from a device.
+/// A program, or the kernel's sync daemon, that was removed from a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
     /// The device.
@@ -22,6 +24,12 @@ pub struct Leftover {
 /// What the kernel answered, by device.
 pub fn sweep() -> Result<Vec<Leftover>, SweepError> {
     let mut found = Vec::new();
+    if let Some(device) = heal::sweep()? {
+        found.push(Leftover {
+            device,
+            program: "sync daemon",
+        });
+    }
     let mut socket = RouteSocket::open()?;
     for device in socket.devices()? {
         let programs =

@@ -1,6 +1,7 @@
 //! Enforcement: what is done about stale SYNs, on which devices, and for whom.
 
 mod guard;
+mod heal;
 mod leftovers;
 mod lock;
 mod pending;
@@ -25,7 +26,14 @@ pub enum Action {
     Drop,
     /// Answer it with a reset.
     Reset,
+    /// Re-point its entry to a living destination of the service, so that nothing
+    /// fails; reset where that cannot be.
+    Heal,
 }
+
+/// A destination that answered within this time is not reset, when the user does
+/// not say otherwise.
+pub const UNLESS_ANSWERING: Duration = Duration::from_secs(3);
 
 /// What is enforced.
 #[derive(Clone, Debug)]
@@ -36,14 +44,18 @@ pub struct Settings {
     pub dry_run: bool,
     /// How long a destination is left alone after its weight became 0.
     pub grace: Duration,
-    /// A destination that answered within this time is left alone.
-    pub unless_answering: Duration,
+    /// A destination that answered within this time is left alone. When not given,
+    /// nothing is healed any later for it, and nothing reset within
+    /// [`UNLESS_ANSWERING`].
+    pub unless_answering: Option<Duration>,
     /// How long a stale flow is remembered at most.
     pub ttl: Duration,
     /// Entry states acted on, bit n for `ip_vs_conn.state` n.
     pub states: u32,
     /// Answers a second at most; 0: no limit.
     pub max_rate: u32,
+    /// Let persistence templates of destinations of weight 0 end, too.
+    pub heal_persistent: bool,
     /// Devices by name; empty: all that carry traffic of IPVS.
     pub interfaces: Vec<String>,
 }
@@ -54,7 +66,8 @@ impl Settings {
     pub fn policy(&self, netns: u32, now: u64) -> Policy {
         Policy {
             grace_ns: nanoseconds(self.grace),
-            unless_answering_ns: nanoseconds(self.unless_answering),
+            unless_answering_ns: nanoseconds(self.resets_unless()),
+            heal_unless_answering_ns: nanoseconds(self.unless_answering.unwrap_or_default()),
             flow_ns: nanoseconds(self.ttl),
             started: now,
             netns,
@@ -63,9 +76,23 @@ impl Settings {
             action: match self.action {
                 Action::Drop => abi::DROP,
                 Action::Reset => abi::RESET,
+                Action::Heal => abi::HEAL,
             },
             dry_run: self.dry_run.into(),
             pad: 0,
+        }
+    }
+
+    /// A destination that answered within this time is not reset.
+    pub(super) fn resets_unless(&self) -> Duration {
+        self.unless_answering.unwrap_or(UNLESS_ANSWERING)
+    }
+
+    /// A destination that answered within this time is not enforced at all.
+    fn acts_unless(&self) -> Duration {
+        match self.action {
+            Action::Heal => self.unless_answering.unwrap_or_default(),
+            Action::Drop | Action::Reset => self.resets_unless(),
         }
     }
 }

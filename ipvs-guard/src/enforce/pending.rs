@@ -47,6 +47,13 @@ impl Pending {
         None
     }
 
+    /// One that is left, due or not.
+    pub(super) fn drain(&mut self) -> Option<SynRecord> {
+        self.next_due()?;
+        let (_, key) = self.due.pop_front()?;
+        self.records.remove(&key)
+    }
+
     /// One that is overdue.
     pub(super) fn overdue(&mut self, now: Instant) -> Option<SynRecord> {
         if self.next_due()? > now {
@@ -59,7 +66,7 @@ impl Pending {
 
 /// How the SYN of a record is known on its way out: `probe/enforce.rs` of the
 /// kernel side makes the same.
-fn key(syn: &SynRecord) -> VerdictKey {
+pub(super) fn key(syn: &SynRecord) -> VerdictKey {
     let direct = Forwarding::from_flags(syn.conn_flags) == Some(Forwarding::Dr);
     let to = if direct { &syn.vip } else { &syn.dest };
     VerdictKey {

@@ -144,6 +144,60 @@ pub(super) fn flow(
     })
 }
 
+/// The state of a stale entry that can be re-pointed at `now`: nothing of its
+/// connection can follow.
+pub(super) fn mendable(
+    entry: &ConnEntry,
+    draining: &Draining,
+    reschedules: Reschedules,
+    filter: &Filter,
+    states: u32,
+    grace_ns: u64,
+    now: u64,
+) -> Option<ConnState> {
+    let state = entry.state?;
+    let closed = matches!(
+        state,
+        ConnState::TimeWait | ConnState::Close | ConnState::LastAck
+    );
+    if entry.protocol != Protocol::Tcp
+        || entry.client.port() == 0
+        || !closed
+        || states & (1 << state as u32) == 0
+        || reschedules.may_catch(state)
+    {
+        return None;
+    }
+    is_due(entry, draining, filter, grace_ns, now).then_some(state)
+}
+
+/// Whether an entry is the persistence template of a destination of weight 0.
+pub(super) fn is_stale_template(
+    entry: &ConnEntry,
+    draining: &Draining,
+    filter: &Filter,
+    grace_ns: u64,
+    now: u64,
+) -> bool {
+    // Of a firewall mark it has no protocol.
+    let kind = matches!(entry.protocol, Protocol::Tcp | Protocol::Other(0));
+    kind && entry.client.port() == 0 && is_due(entry, draining, filter, grace_ns, now)
+}
+
+fn is_due(
+    entry: &ConnEntry,
+    draining: &Draining,
+    filter: &Filter,
+    grace_ns: u64,
+    now: u64,
+) -> bool {
+    let admitted = filter.client.admits(&endpoint(entry.client))
+        && filter.vip.admits(&endpoint(entry.service))
+        && filter.dest.admits(&endpoint(entry.destination));
+    let since = draining.since(entry);
+    admitted && since.is_some_and(|since| since.saturating_add(grace_ns) <= now)
+}
+
 /// As the maps have it.
 pub(super) fn endpoint(address: SocketAddr) -> Endpoint {
     Endpoint::new(address.ip().into(), address.port().to_be_bytes())
@@ -230,6 +284,40 @@ mod tests {
             planned(&entry(ConnState::LastAck, 9), &draining(), nodest),
             None
         );
+    }
+
+    #[test]
+    fn only_closed_entries_are_mended_and_only_after_the_grace() {
+        let mendable = |entry: &ConnEntry, now| {
+            let filter = Filter::default();
+            let none = Reschedules::default();
+            mendable(entry, &draining(), none, &filter, u32::MAX, 3, now)
+        };
+        for raw in 0..=10 {
+            let state = ConnState::from_raw(raw).unwrap();
+            let closed = matches!(
+                state,
+                ConnState::TimeWait | ConnState::Close | ConnState::LastAck
+            );
+            assert_eq!(
+                mendable(&entry(state, 9), 10),
+                closed.then_some(state),
+                "{state:?}"
+            );
+            assert_eq!(mendable(&entry(state, 9), 9), None);
+        }
+        let mut template = entry(ConnState::TimeWait, 9);
+        template.client.set_port(0);
+        assert_eq!(mendable(&template, 10), None);
+        let filter = Filter::default();
+        assert!(is_stale_template(&template, &draining(), &filter, 3, 10));
+        assert!(!is_stale_template(
+            &entry(ConnState::TimeWait, 9),
+            &draining(),
+            &filter,
+            3,
+            10
+        ));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::{Duration, Instant},
@@ -19,13 +19,16 @@ use ipvs_guard_common::{
     state::Forwarding,
 };
 
-use super::plan::{self, Draining, Planned, Reschedules};
+use super::{
+    heal::{Fate, Mender, Target, Targets},
+    plan::{self, Draining, Planned, Reschedules},
+};
 use crate::{
     bpf::{GuardMaps, HeartMap},
     clock::monotonic,
     netlink::{
-        conntable::{ConnTable, ConnTableError},
-        ipvs::{IpvsSocket, Protocol, ServiceId},
+        conntable::{ConnEntry, ConnTable, ConnTableError},
+        ipvs::{DestinationStatus, IpvsSocket, Protocol, ServiceId},
     },
     netns::sysctl,
     say::say,
@@ -34,6 +37,11 @@ use crate::{
 const SECOND: u64 = 1_000_000_000;
 /// How often everything is looked at while nothing happens.
 const EVERY: Duration = Duration::from_secs(2);
+/// The same where entries are healed as they close.
+const EVERY_HEALING: Duration = Duration::from_millis(700);
+/// Life of a flow that is noted while healing: its entry can be healed as soon as
+/// there is a destination.
+const FLOW_HEALING: u64 = 2 * SECOND;
 /// How soon it is looked again after a change: the probe tells of it before it is
 /// made, and the first look may still see what was before.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -59,6 +67,15 @@ pub(super) struct Scanner {
     reschedules: Option<Reschedules>,
     noted: HashMap<FlowKey, Noted>,
     last_drain: LastDrain,
+    healing: Option<Healing>,
+}
+
+/// What healing needs beside the rest.
+pub(super) struct Healing {
+    pub(super) mender: Mender,
+    pub(super) targets: Arc<Mutex<Targets>>,
+    /// Templates, too.
+    pub(super) persistent: bool,
 }
 
 /// The count of drains begun, and when it was first seen to be that.
@@ -104,6 +121,7 @@ impl Scanner {
         heart: Arc<HeartMap>,
         filter: Filter,
         policy: Policy,
+        healing: Option<Healing>,
     ) -> Result<Self> {
         Ok(Self {
             ipvs: IpvsSocket::open()?,
@@ -116,6 +134,7 @@ impl Scanner {
             reschedules: None,
             noted: HashMap::new(),
             last_drain: LastDrain::default(),
+            healing,
         })
     }
 
@@ -145,7 +164,11 @@ impl Scanner {
                 }
                 Err(_) => {}
             }
-            let every = if changed { AGAIN } else { EVERY };
+            let every = match (changed, &self.healing) {
+                (true, _) => AGAIN,
+                (false, None) => EVERY,
+                (false, Some(_)) => EVERY_HEALING,
+            };
             pause = every.max(begin.elapsed() * SHARE);
         }
     }
@@ -170,6 +193,7 @@ impl Scanner {
         let mut draining = Draining::default();
         let mut present = HashSet::new();
         let mut since = HashMap::new();
+        let mut services = HashMap::new();
         let mut any = false;
         for status in self.ipvs.services()? {
             let id = status.service.id;
@@ -178,7 +202,11 @@ impl Scanner {
             }
             let in_scope = self.admits_service(&id);
             found.services += usize::from(in_scope);
-            for status in self.ipvs.destinations(&id)? {
+            let destinations = self.ipvs.destinations(&id)?;
+            if self.healing.is_some() {
+                services.insert(id, destinations.iter().map(target).collect());
+            }
+            for status in destinations {
                 let destination = status.destination;
                 if destination.forwarding == Forwarding::Local {
                     continue;
@@ -205,6 +233,13 @@ impl Scanner {
             }
         }
         self.since = since;
+        if let Some(healing) = &self.healing {
+            let mut targets = healing
+                .targets
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            targets.renew(services);
+        }
         // The gone ones first: in a map that is full the others need their places.
         let gone: HashSet<SocketAddr> = self.known.difference(&present).copied().collect();
         let new: HashSet<SocketAddr> = present.difference(&self.known).copied().collect();
@@ -224,8 +259,9 @@ impl Scanner {
             // The kernel may schedule anew what it did not before.
             self.survey(&self.known, RENEW)?;
         }
-        if !draining.is_empty() && self.policy.dry_run == 0 {
-            self.note_flows(&draining, &generations, reschedules, now)?;
+        let unseen = self.healing.as_ref().is_some_and(|h| h.mender.is_waiting());
+        if (!draining.is_empty() || unseen) && self.policy.dry_run == 0 {
+            self.pass(&draining, &generations, reschedules, now)?;
         }
         let again = changed
             || draining
@@ -260,8 +296,8 @@ impl Scanner {
         Ok(notes.iter().map(known).collect())
     }
 
-    /// Notes the stale flows of the connection table.
-    fn note_flows(
+    /// Goes through the connection table: notes the stale flows, or heals them.
+    fn pass(
         &mut self,
         draining: &Draining,
         generations: &Generations,
@@ -275,12 +311,18 @@ impl Scanner {
             Err(error) => return Err(error.into()),
         };
         let mut batch = Vec::with_capacity(NOTES);
+        if let Some(healing) = &mut self.healing {
+            healing.mender.begin();
+        }
         for entry in table {
             let entry = match entry {
                 Ok(entry) => entry,
                 Err(ConnTableError::Malformed { .. }) => continue,
                 Err(error) => return Err(error).context("noting stale flows"),
             };
+            if self.heals(&entry, draining, reschedules, now) {
+                continue;
+            }
             let planned = plan::flow(
                 &entry,
                 draining,
@@ -299,13 +341,46 @@ impl Scanner {
                 batch.clear();
             }
         }
-        self.maps.note_flows(&batch).context("noting stale flows")
+        self.maps.note_flows(&batch).context("noting stale flows")?;
+        if let Some(healing) = &mut self.healing {
+            healing.mender.end();
+        }
+        Ok(())
+    }
+
+    /// Whether an entry is none to be noted: it is healed, or can be as soon as it is
+    /// closed.
+    fn heals(
+        &mut self,
+        entry: &ConnEntry,
+        draining: &Draining,
+        reschedules: Reschedules,
+        now: u64,
+    ) -> bool {
+        let Some(healing) = &mut self.healing else {
+            return false;
+        };
+        let (filter, grace) = (&self.filter, self.policy.grace_ns);
+        healing.mender.see(entry);
+        if healing.persistent && plan::is_stale_template(entry, draining, filter, grace, now) {
+            healing.mender.end_template(entry);
+        }
+        let states = self.policy.states;
+        let state = plan::mendable(entry, draining, reschedules, filter, states, grace, now);
+        match state {
+            Some(state) => healing.mender.mend(entry, state) == Fate::Done,
+            None => true,
+        }
     }
 
     /// The flow to be written; `None`: it stands there already, to the second of the
     /// table.
     fn note(&mut self, planned: &Planned, generation: u64, now: u64) -> Option<(FlowKey, Flow)> {
-        let latest = now.saturating_add(self.policy.flow_ns);
+        let longest = match self.healing {
+            Some(_) => self.policy.flow_ns.min(FLOW_HEALING),
+            None => self.policy.flow_ns,
+        };
+        let latest = now.saturating_add(longest);
         let flow = Flow {
             deadline: planned.deadline.min(latest),
             not_before: planned.not_before,
@@ -329,6 +404,23 @@ impl Scanner {
         }
         Some((planned.key, flow))
     }
+}
+
+fn target(status: &DestinationStatus) -> Target {
+    let DestinationStatus {
+        destination,
+        active,
+        inactive,
+        ..
+    } = status;
+    let most = destination.upper_threshold;
+    let full = most != 0 && active.saturating_add(*inactive) >= most;
+    Target::new(
+        destination.address,
+        destination.forwarding,
+        destination.weight,
+        full,
+    )
 }
 
 fn is_tcp(id: &ServiceId) -> bool {

@@ -48,6 +48,8 @@ pub enum Hook {
     /// service, or every service is removed, or the namespace ends; the
     /// destination still points to its service.
     Delete,
+    /// The conntrack of an entry that has ended is dropped: `(struct ip_vs_conn *)`.
+    Untrack,
     /// A packet enters IPVS: `(void *, struct sk_buff *, struct nf_hook_state
     /// *)`. Before 5.16 one function for each family and chain.
     In,
@@ -63,6 +65,7 @@ impl Hook {
         Self::Expire,
         Self::ConfigUpdate,
         Self::Delete,
+        Self::Untrack,
         Self::In,
         Self::Lookup,
     ];
@@ -75,6 +78,7 @@ impl Hook {
             Self::Expire => &[&["ip_vs_conn_expire_now"]],
             Self::ConfigUpdate => &[&["__ip_vs_update_dest"]],
             Self::Delete => &[&["__ip_vs_del_dest"]],
+            Self::Untrack => &[&["ip_vs_conn_drop_conntrack"]],
             Self::In => &[
                 &["ip_vs_in_hook"],
                 &[

@@ -52,6 +52,8 @@ pub enum Action {
     Drop,
     /// `enforce --action reset`, beside none.
     Reset,
+    /// `enforce --action heal`, beside none.
+    Heal,
     /// Each of them.
     All,
 }
@@ -63,7 +65,8 @@ impl Action {
             Self::None => &[Step::None],
             Self::Drop => &[Step::None, Step::Drop],
             Self::Reset => &[Step::None, Step::Reset],
-            Self::All => &[Step::None, Step::Drop, Step::Reset],
+            Self::Heal => &[Step::None, Step::Heal],
+            Self::All => &[Step::None, Step::Drop, Step::Reset, Step::Heal],
         }
     }
 }
@@ -78,6 +81,8 @@ pub enum Step {
     Drop,
     /// `enforce --action reset`.
     Reset,
+    /// `enforce --action heal`.
+    Heal,
 }
 
 impl Step {
@@ -87,6 +92,7 @@ impl Step {
             Self::None => "none",
             Self::Drop => "drop",
             Self::Reset => "reset",
+            Self::Heal => "heal",
         }
     }
 }
@@ -163,7 +169,7 @@ pub fn run(options: &Options) -> Result<Report, LabError> {
     check()?;
     let silence = match options.action {
         Action::None => Duration::ZERO,
-        Action::Drop | Action::Reset | Action::All => SILENCE,
+        Action::Drop | Action::Reset | Action::Heal | Action::All => SILENCE,
     };
     let mut rows = Vec::new();
     for step in options.action.steps() {
@@ -184,7 +190,7 @@ fn incident(options: &Options, step: Step, silence: Duration) -> Result<Row, Lab
     let limits = Limits::default();
     let _guard = match step {
         Step::None => None,
-        Step::Drop | Step::Reset => Some(Guard::start(topology.node(), step.name())?),
+        Step::Drop | Step::Reset | Step::Heal => Some(Guard::start(topology.node(), step.name())?),
     };
 
     let before = topology.connect_all(Family::Inet, &ports, limits)?;

@@ -252,6 +252,40 @@ impl RouteSocket {
         })
     }
 
+    /// Index of the device by which packets to an address leave.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Kernel`] when there is no route.
+    pub fn device_towards(&mut self, address: IpAddr) -> Result<u32, NetlinkError> {
+        const CALL: &str = "RTM_GETROUTE";
+        let mut message = RouteMessage::default();
+        message.header.address_family = family(address);
+        message.header.destination_prefix_length = if address.is_ipv4() { 32 } else { 128 };
+        message
+            .attributes
+            .push(RouteAttribute::Destination(address.into()));
+        let answers = self
+            .0
+            .request(RouteNetlinkMessage::GetRoute(message), 0)
+            .map_err(|e| NetlinkError::new(CALL, address.to_string(), e))?;
+        let device = answers.iter().find_map(|answer| {
+            let RouteNetlinkMessage::NewRoute(route) = answer else {
+                return None;
+            };
+            route.attributes.iter().find_map(|attribute| {
+                let RouteAttribute::Oif(index) = attribute else {
+                    return None;
+                };
+                Some(*index)
+            })
+        });
+        device.ok_or_else(|| NetlinkError::Malformed {
+            call: CALL,
+            object: address.to_string(),
+            reason: "no device in it".to_owned(),
+        })
+    }
+
     /// Every device of the namespace.
     ///
     /// # Errors

@@ -62,7 +62,9 @@ impl Translator {
             | Record::Proof(_)
             | Record::ProofSkb(_)
             | Record::ProofFault(_)
-            | Record::Met(_) => None,
+            | Record::Met(_)
+            | Record::Packet(_)
+            | Record::Gone(_) => None,
             Record::Turned(turned) => Some(self.turned(turned)),
             Record::Trace(trace) => Some(self.trace(trace)),
         }

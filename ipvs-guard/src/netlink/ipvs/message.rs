@@ -23,6 +23,9 @@ pub(super) mod cmd {
     pub(in super::super) const SET_DEST: u8 = 6;
     pub(in super::super) const DEL_DEST: u8 = 7;
     pub(in super::super) const GET_DEST: u8 = 8;
+    pub(in super::super) const NEW_DAEMON: u8 = 9;
+    pub(in super::super) const DEL_DAEMON: u8 = 10;
+    pub(in super::super) const GET_DAEMON: u8 = 11;
     pub(in super::super) const GET_INFO: u8 = 15;
     pub(in super::super) const FLUSH: u8 = 17;
 }
@@ -31,6 +34,7 @@ pub(super) mod cmd {
 pub(super) mod attr {
     pub(in super::super) const SERVICE: u16 = 1;
     pub(in super::super) const DEST: u16 = 2;
+    pub(in super::super) const DAEMON: u16 = 3;
 }
 
 /// The controller, which knows the other families

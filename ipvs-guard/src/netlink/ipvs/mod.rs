@@ -2,12 +2,14 @@
 //! (`ip_vs_genl_ops`, net/netfilter/ipvs/ip_vs_ctl.c; constants of
 //! include/uapi/linux/ip_vs.h).
 
+mod daemon;
 mod message;
 mod types;
 
 use netlink_packet_core::DefaultNla;
 use netlink_sys::protocols::NETLINK_GENERIC;
 
+pub use daemon::{Backup, DaemonRole, DaemonStatus};
 pub use types::{
     Destination, DestinationStatus, Family, Info, Protocol, Service, ServiceId, ServiceStatus,
     Stats, Tunnel,
@@ -196,6 +198,44 @@ impl IpvsSocket {
             destination,
             false,
         )
+    }
+
+    /// The daemons that run in the namespace.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Privilege`] without CAP_NET_ADMIN.
+    pub fn daemons(&mut self) -> Result<Vec<DaemonStatus>, NetlinkError> {
+        self.list(
+            "IPVS_CMD_GET_DAEMON",
+            cmd::GET_DAEMON,
+            &[],
+            || "sync daemons".to_owned(),
+            |answer| DaemonStatus::parse(answer.nested(attr::DAEMON, "daemon")?),
+        )
+    }
+
+    /// Starts a daemon that receives. It holds ip_vs as long as it runs.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Exists`] when there is one.
+    pub fn start_backup(&mut self, backup: &Backup) -> Result<(), NetlinkError> {
+        let request = [message::nest(attr::DAEMON, &backup.attributes())];
+        self.call("IPVS_CMD_NEW_DAEMON", cmd::NEW_DAEMON, &request, || {
+            format!("backup daemon on {}", backup.device)
+        })?;
+        Ok(())
+    }
+
+    /// Ends the daemon that receives.
+    ///
+    /// # Errors
+    /// [`NetlinkError::NotFound`] when there is none.
+    pub fn stop_backup(&mut self) -> Result<(), NetlinkError> {
+        let request = [message::nest(attr::DAEMON, &Backup::key())];
+        self.call("IPVS_CMD_DEL_DAEMON", cmd::DEL_DAEMON, &request, || {
+            "backup daemon".to_owned()
+        })?;
+        Ok(())
     }
 
     /// Removes all services of the namespace.

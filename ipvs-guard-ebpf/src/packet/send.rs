@@ -1,0 +1,48 @@
+//! Packets of user space, put into a device as if they had come in there.
+
+use aya_ebpf::{
+    bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    helpers::generated::bpf_clone_redirect,
+    programs::TcContext,
+};
+
+use super::parse::Span;
+
+/// Where the device's index is: in the second half of the Ethernet source.
+const INDEX: usize = 8;
+/// A copy of a packet that the node itself sends to a group it has joined
+/// (`PACKET_LOOPBACK`).
+const LOOPED: u32 = 5;
+
+/// Gives back 0, or the error of `bpf_clone_redirect`.
+#[inline(always)]
+pub(crate) fn run(ctx: &TcContext) -> i32 {
+    let span = Span {
+        start: ctx.data(),
+        end: ctx.data_end(),
+    };
+    let Some(index) = span.at::<[u8; 4]>(INDEX) else {
+        return TC_ACT_SHOT;
+    };
+    // SAFETY: the context that the kernel handed over.
+    unsafe {
+        bpf_clone_redirect(
+            ctx.skb.skb,
+            u32::from_be_bytes(index),
+            u64::from(BPF_F_INGRESS),
+        ) as i32
+    }
+}
+
+/// What processes of the node send to the group comes back looped; nothing else can
+/// come but from [`run`], for the far end of the device is nobody's.
+#[inline(always)]
+pub(crate) fn gate(ctx: &TcContext) -> i32 {
+    // SAFETY: the context that the kernel handed over.
+    let packet_type = unsafe { (*ctx.skb.skb).pkt_type };
+    if packet_type == LOOPED {
+        TC_ACT_SHOT
+    } else {
+        TC_ACT_UNSPEC
+    }
+}

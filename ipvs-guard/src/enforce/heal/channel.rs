@@ -1,0 +1,375 @@
+//! The way into the connection table: a backup daemon of the kernel's, on a device
+//! of our own, for as long as there is something to tell it.
+//!
+//! The device is one end of a veth pair whose other end is in a network namespace
+//! that only this process holds. When the process ends, however it ends, the
+//! namespace ends and takes the pair along: a daemon that was running then hears
+//! nobody. On the device, a TC program lets nothing in that a process of the node
+//! has sent; what is put into it by `BPF_PROG_TEST_RUN` is all there is.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    net::Ipv4Addr,
+    os::fd::AsFd as _,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use etherparse::PacketBuilder;
+use ipvs_guard_common::stats::Stat;
+
+use super::message::{self, Entry};
+use crate::{
+    bpf::{Counters, Loaded, Sender},
+    failure::Failure,
+    netlink::{
+        NetlinkError,
+        ipvs::{Backup, DaemonRole, IpvsSocket},
+        route::RouteSocket,
+    },
+    netns::{NetNs, sysctl},
+};
+
+/// How the names of our devices begin.
+const PREFIX: &str = "ipvsg-";
+/// Name of the far end.
+const FAR: &str = "far";
+/// A daemon that is told nothing for this long ends.
+const REST: Duration = Duration::from_secs(1);
+/// Bytes of entries in a message: with all headers it is a frame of 1,500 bytes.
+const MESSAGE: usize = 1_400;
+/// Entries that the daemon may have before it: 20 messages are less than half of
+/// what its socket takes at its default size.
+const AHEAD: u64 = 400;
+/// How long it may take for one of them.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_micros(200);
+
+/// Why nothing can be told.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ChannelError {
+    /// The node's own.
+    #[error(
+        "a backup sync daemon runs on {0} (ipvsadm --list-daemon): there can be one, and it is \
+         not ours to use"
+    )]
+    Foreign(String),
+    /// `net.ipv4.vs.backup_only`.
+    #[error(
+        "net.ipv4.vs.backup_only is set: IPVS would balance nothing while the table is changed"
+    )]
+    BackupOnly,
+    /// Nothing comes out of it.
+    #[error(
+        "the backup daemon on {0} takes nothing: a firewall rule may drop UDP that comes in by it; \
+         accept what comes in by {PREFIX}*"
+    )]
+    Deaf(String),
+    /// The kernel refuses it.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// A packet cannot be put into a device.
+    #[error("putting a packet into a device: {0}")]
+    Send(#[source] io::Error),
+}
+
+/// Whether a device is one of ours.
+pub(in crate::enforce) fn is_ours(device: &str) -> bool {
+    device.starts_with(PREFIX)
+}
+
+/// Ends the daemon that a killed agent left in this thread's namespace; returns its
+/// device.
+///
+/// # Errors
+/// What the kernel answered.
+pub(in crate::enforce) fn sweep() -> Result<Option<String>, NetlinkError> {
+    let mut ipvs = match IpvsSocket::open() {
+        Ok(ipvs) => ipvs,
+        Err(NetlinkError::FamilyAbsent) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let left = ipvs
+        .daemons()?
+        .into_iter()
+        .find(|daemon| daemon.role == DaemonRole::Backup && is_ours(&daemon.device));
+    let Some(daemon) = left else {
+        return Ok(None);
+    };
+    match ipvs.stop_backup() {
+        Ok(()) | Err(NetlinkError::NotFound { .. }) => Ok(Some(daemon.device)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Shared by who tells of whole tables and who tells of single entries.
+#[derive(Clone)]
+pub(in crate::enforce) struct Channel {
+    inner: Arc<Mutex<Inner>>,
+    counters: Arc<Counters>,
+}
+
+struct Inner {
+    ipvs: IpvsSocket,
+    routes: RouteSocket,
+    sender: Sender,
+    device: String,
+    index: u32,
+    running: Option<Running>,
+    /// Holds the far end, and with it the pair.
+    _far: NetNs,
+}
+
+struct Running {
+    backup: Backup,
+    used: Instant,
+}
+
+impl Channel {
+    /// Makes the device. No daemon runs yet.
+    ///
+    /// # Errors
+    /// What the kernel refuses.
+    pub(in crate::enforce) fn open(
+        loaded: &mut Loaded,
+        counters: Arc<Counters>,
+    ) -> Result<Self, Failure> {
+        let internal =
+            |error: anyhow::Error| Failure::Internal(error.context("a device to heal entries by"));
+        let [a, b, c, _] = random().map_err(|error| internal(error.into()))?;
+        let device = format!("{PREFIX}{a:02x}{b:02x}{c:02x}");
+        let open = || -> Result<_, anyhow::Error> {
+            let far = NetNs::new()?;
+            let mut routes = RouteSocket::open()?;
+            routes.add_veth(&device, FAR, far.as_fd())?;
+            // Nothing of the node's is to come near it.
+            for (name, value) in [
+                (format!("net/ipv6/conf/{device}/disable_ipv6"), "1"),
+                (format!("net/ipv4/conf/{device}/arp_ignore"), "8"),
+            ] {
+                if let Err(error) = sysctl::write(&name, value) {
+                    log::debug!("{name}: {error}");
+                }
+            }
+            let index = routes.link(&device)?.index;
+            Ok((far, routes, index))
+        };
+        let (far, mut routes, index) = open().map_err(internal)?;
+        let shut = Sender::take(loaded).and_then(|sender| {
+            sender.guard(loaded, &device)?;
+            Ok(sender)
+        });
+        // It comes up behind its gate.
+        let opened = shut.map_err(anyhow::Error::from).and_then(|sender| {
+            routes.set_up(&device, true)?;
+            Ok((sender, IpvsSocket::open()?))
+        });
+        let (sender, ipvs) = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                let _gone_with_its_namespace = routes.delete_link(&device);
+                return Err(internal(error));
+            }
+        };
+        Ok(Self {
+            inner: Arc::new(Mutex::new(Inner {
+                ipvs,
+                routes,
+                sender,
+                device,
+                index,
+                running: None,
+                _far: far,
+            })),
+            counters,
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the kernel of entries, as far ahead of it as its queue allows. Each must
+    /// take the place of another.
+    ///
+    /// # Errors
+    /// When it cannot be told, or takes nothing.
+    pub(super) fn replace(&self, entries: &[Entry]) -> Result<(), ChannelError> {
+        let mut rest = entries;
+        while !rest.is_empty() {
+            let mut size = 0;
+            let fits = rest
+                .iter()
+                .take_while(|entry| {
+                    size += entry.size();
+                    size <= MESSAGE
+                })
+                .count();
+            let (now, later) = rest.split_at(fits.max(1));
+            self.lock().tell(now)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// How many entries have been replaced, ever.
+    pub(super) fn replaced(&self) -> u64 {
+        self.counters.get(Stat::Expired)
+    }
+
+    /// Waits until no more than [`AHEAD`] of `sent` entries, or none if `all`, are
+    /// still to be replaced since the count was `base`; true when it is so.
+    pub(super) fn wait(&self, base: u64, sent: u64, all: bool) -> bool {
+        let ahead = if all { 0 } else { AHEAD };
+        let mut last = self.replaced();
+        let mut moved = Instant::now();
+        loop {
+            let now = self.replaced();
+            if sent.saturating_sub(now.wrapping_sub(base)) <= ahead {
+                return true;
+            }
+            if now != last {
+                last = now;
+                moved = Instant::now();
+            } else if moved.elapsed() >= PATIENCE {
+                return false;
+            }
+            thread::sleep(LOOK);
+        }
+    }
+
+    /// The daemon takes nothing.
+    pub(super) fn deaf(&self) -> ChannelError {
+        ChannelError::Deaf(self.lock().device.clone())
+    }
+
+    /// Puts an IP packet into the device `index`, as if it came in there.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub(super) fn put_in(
+        &self,
+        index: u32,
+        mac: Option<[u8; 6]>,
+        packet: &[u8],
+    ) -> Result<(), ChannelError> {
+        const IPV4: [u8; 2] = [0x08, 0x00];
+        const IPV6: [u8; 2] = [0x86, 0xdd];
+        let kind = match packet.first().map(|first| first >> 4) {
+            Some(4) => IPV4,
+            _ => IPV6,
+        };
+        let mut frame = mac.unwrap_or_default().to_vec();
+        frame.extend(source(index));
+        frame.extend(kind);
+        frame.extend_from_slice(packet);
+        self.lock().sender.send(&frame).map_err(ChannelError::Send)
+    }
+
+    /// Ends the daemon if it was told nothing for a while.
+    pub(in crate::enforce) fn rest(&self) {
+        // Whoever holds it is using it.
+        let Ok(mut inner) = self.inner.try_lock() else {
+            return;
+        };
+        let idle = |running: &Running| running.used.elapsed() >= REST;
+        if inner.running.as_ref().is_some_and(idle) {
+            inner.stop();
+        }
+    }
+
+    /// Ends the daemon and removes the device.
+    pub(in crate::enforce) fn close(&self) {
+        let mut inner = self.lock();
+        inner.stop();
+        let device = inner.device.clone();
+        if let Err(error) = inner.routes.delete_link(&device) {
+            log::debug!("{error}");
+        }
+    }
+}
+
+impl Inner {
+    fn tell(&mut self, entries: &[Entry]) -> Result<(), ChannelError> {
+        let index = self.index;
+        let running = match &mut self.running {
+            Some(running) => running,
+            None => {
+                let backup = self.start()?;
+                self.running.insert(Running {
+                    backup,
+                    used: Instant::now(),
+                })
+            }
+        };
+        running.used = Instant::now();
+        let frame = frame(&running.backup, index, entries).map_err(ChannelError::Send)?;
+        self.sender.send(&frame).map_err(ChannelError::Send)
+    }
+
+    fn start(&mut self) -> Result<Backup, ChannelError> {
+        let set = |value: String| value != "0";
+        if sysctl::read("net/ipv4/vs/backup_only").is_ok_and(set) {
+            return Err(ChannelError::BackupOnly);
+        }
+        let [a, b, c, d] = random().map_err(ChannelError::Send)?;
+        let backup = Backup {
+            device: self.device.clone(),
+            // Of the block that no router forwards: the kernel takes a message
+            // without a source address only there (`ip_mc_validate_source`).
+            group: Ipv4Addr::new(224, 0, 0, 128 | a),
+            port: u16::from_be_bytes([0xc0 | b, c]),
+            sync_id: d.max(1),
+        };
+        match self.ipvs.start_backup(&backup) {
+            Ok(()) => Ok(backup),
+            Err(NetlinkError::Exists { .. }) => {
+                let device = self
+                    .ipvs
+                    .daemons()?
+                    .into_iter()
+                    .find(|daemon| daemon.role == DaemonRole::Backup)
+                    .map_or_else(|| "a device".to_owned(), |daemon| daemon.device);
+                Err(ChannelError::Foreign(device))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn stop(&mut self) {
+        if self.running.take().is_some()
+            && let Err(error) = self.ipvs.stop_backup()
+        {
+            // With ip_vs it went by itself.
+            log::debug!("{error}");
+        }
+    }
+}
+
+/// What the sending program reads the device from.
+fn source(index: u32) -> [u8; 6] {
+    let [a, b, c, d] = index.to_be_bytes();
+    [2, 0, a, b, c, d]
+}
+
+fn frame(backup: &Backup, index: u32, entries: &[Entry]) -> io::Result<Vec<u8>> {
+    const TTL: u8 = 1;
+    let payload = message::pack(backup.sync_id, entries);
+    let [_, b, c, d] = backup.group.octets();
+    let group = [1, 0, 0x5e, b & 0x7f, c, d];
+    let step = PacketBuilder::ethernet2(source(index), group)
+        .ipv4([0; 4], backup.group.octets(), TTL)
+        .udp(backup.port, backup.port);
+    let mut frame = Vec::with_capacity(step.size(payload.len()));
+    step.write(&mut frame, &payload).map_err(io::Error::other)?;
+    Ok(frame)
+}
+
+fn random() -> io::Result<[u8; 4]> {
+    let mut bytes = [0; 4];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(bytes)
+}

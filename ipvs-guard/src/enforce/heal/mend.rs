@@ -1,0 +1,303 @@
+//! A pass over the connection table: every stale entry is re-pointed, and what
+//! became of those of the pass before is seen.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    hash::{BuildHasher as _, RandomState},
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use ipvs_guard_common::{
+    guard::{CONN_INACTIVE, CONN_TEMPLATE},
+    state::ConnState,
+};
+
+use super::{
+    channel::{Channel, ChannelError},
+    message::Entry,
+    targets::{Choice, Nowhere, Targets},
+};
+use crate::{netlink::conntable::ConnEntry, say::say};
+
+/// An entry with less life than this is left to end, in seconds.
+const ENDING: u64 = 2;
+/// Entries that are told of at once.
+const BATCH: usize = 40;
+/// How long it is left at resets after the kernel took nothing.
+const PAUSE: Duration = Duration::from_secs(30);
+/// How long a template that was to end is left alone.
+const TEMPLATE_PAUSE: Duration = Duration::from_secs(5);
+/// How often the user is told at most.
+const SAY_EVERY: Duration = Duration::from_secs(5);
+
+/// What became of entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(in crate::enforce) struct Told {
+    /// Found to lead to a living destination, or gone.
+    pub(in crate::enforce) healed: u64,
+    /// Still where they were.
+    pub(in crate::enforce) failed: u64,
+    /// Left to end by themselves.
+    pub(in crate::enforce) ending: u64,
+    /// Without a living destination of their service.
+    pub(in crate::enforce) nowhere: u64,
+    /// Of which the service is not known.
+    pub(in crate::enforce) ambiguous: u64,
+    /// Persistence templates that were let end.
+    pub(in crate::enforce) templates: u64,
+}
+
+impl Told {
+    const fn is_empty(&self) -> bool {
+        self.healed + self.failed + self.templates == 0
+    }
+}
+
+impl fmt::Display for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} entries healed", self.healed)?;
+        for (count, what) in [
+            (self.templates, "templates ended"),
+            (self.failed, "failed"),
+            (self.ending, "left to end by themselves"),
+            (self.nowhere, "without a living destination"),
+            (self.ambiguous, "of a service that is not known"),
+        ] {
+            if count > 0 {
+                write!(f, ", {count} {what}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is to be done about an entry beside what was done here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::enforce) enum Fate {
+    /// Nothing.
+    Done,
+    /// Its SYNs are to be answered with a reset.
+    Reset,
+}
+
+/// Re-points entries.
+pub(in crate::enforce) struct Mender {
+    channel: Channel,
+    targets: Arc<Mutex<Targets>>,
+    hasher: RandomState,
+    /// Entries told of in the pass before, and in this one.
+    before: HashSet<u64>,
+    told: HashSet<u64>,
+    templates: HashMap<u64, Instant>,
+    batch: Vec<Entry>,
+    base: u64,
+    sent: u64,
+    this: Told,
+    broken: Option<Instant>,
+    said: Option<Instant>,
+    unsaid: Told,
+}
+
+impl Mender {
+    pub(in crate::enforce) fn new(channel: Channel, targets: Arc<Mutex<Targets>>) -> Self {
+        Self {
+            channel,
+            targets,
+            hasher: RandomState::new(),
+            before: HashSet::new(),
+            told: HashSet::new(),
+            templates: HashMap::new(),
+            batch: Vec::with_capacity(BATCH),
+            base: 0,
+            sent: 0,
+            this: Told::default(),
+            broken: None,
+            said: None,
+            unsaid: Told::default(),
+        }
+    }
+
+    /// Whether something was told whose outcome is to be seen, or said, yet.
+    pub(in crate::enforce) fn is_waiting(&self) -> bool {
+        !self.told.is_empty() || !self.unsaid.is_empty()
+    }
+
+    /// A pass begins.
+    pub(in crate::enforce) fn begin(&mut self) {
+        self.before = std::mem::take(&mut self.told);
+        self.templates
+            .retain(|_, ended| ended.elapsed() < TEMPLATE_PAUSE);
+        self.base = self.channel.replaced();
+        self.sent = 0;
+        self.this = Told::default();
+        if self.broken.is_some_and(|since| since.elapsed() >= PAUSE) {
+            self.broken = None;
+        }
+    }
+
+    /// Any entry of the table, to see what became of it.
+    pub(in crate::enforce) fn see(&mut self, entry: &ConnEntry) {
+        if !self.before.is_empty() && self.before.contains(&self.hash(entry)) {
+            self.this.failed += 1;
+        }
+    }
+
+    /// A stale entry in a closed state: it is told of.
+    pub(in crate::enforce) fn mend(&mut self, entry: &ConnEntry, state: ConnState) -> Fate {
+        if self.broken.is_some() {
+            return Fate::Reset;
+        }
+        if entry.expires < ENDING {
+            self.this.ending += 1;
+            return Fate::Done;
+        }
+        let choice = self
+            .targets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .choose(entry.service, entry.destination);
+        match choice {
+            Ok(choice) => {
+                let [active, inactive] = replacement(
+                    entry.client,
+                    entry.service,
+                    choice,
+                    state,
+                    u32::try_from(entry.expires).unwrap_or(u32::MAX),
+                );
+                self.batch.extend([active, inactive]);
+                self.told.insert(self.hash(entry));
+                self.sent += 1;
+                self.flush_if(self.batch.len() >= BATCH);
+                Fate::Done
+            }
+            Err(Nowhere::NoneAlive) => {
+                self.this.nowhere += 1;
+                Fate::Reset
+            }
+            Err(Nowhere::Ambiguous | Nowhere::Unknown) => {
+                self.this.ambiguous += 1;
+                Fate::Reset
+            }
+        }
+    }
+
+    /// A template of a destination of weight 0: it is let end, so that the client's
+    /// next connection is scheduled anew.
+    pub(in crate::enforce) fn end_template(&mut self, entry: &ConnEntry) {
+        let hash = self.hash(entry);
+        if self.broken.is_some() || self.templates.contains_key(&hash) {
+            return;
+        }
+        self.templates.insert(hash, Instant::now());
+        self.this.templates += 1;
+        self.batch.push(Entry {
+            protocol: entry.protocol.into(),
+            flags: CONN_TEMPLATE,
+            state: 0,
+            client: entry.client,
+            service: entry.service,
+            destination: entry.destination,
+            fwmark: 0,
+            timeout: 1,
+        });
+        self.flush_if(self.batch.len() >= BATCH);
+    }
+
+    /// The pass is over: the last ones are told of, and the user what became of those
+    /// before.
+    pub(in crate::enforce) fn end(&mut self) {
+        self.flush_if(!self.batch.is_empty());
+        if self.sent > 0 && self.broken.is_none() {
+            // Those that went by themselves are never replaced: no error.
+            let all = self.channel.wait(self.base, self.sent, true);
+            if !all && self.channel.replaced() == self.base {
+                self.fail(&self.channel.deaf());
+            }
+        }
+        self.this.healed = (self.before.len() as u64).saturating_sub(self.this.failed);
+        self.before = HashSet::new();
+        self.report();
+    }
+
+    fn flush_if(&mut self, wanted: bool) {
+        if !wanted {
+            return;
+        }
+        let batch = std::mem::take(&mut self.batch);
+        let outcome = self.channel.replace(&batch).and_then(|()| {
+            if self.channel.wait(self.base, self.sent, false) {
+                Ok(())
+            } else {
+                Err(self.channel.deaf())
+            }
+        });
+        if let Err(error) = outcome {
+            self.fail(&error);
+        }
+    }
+
+    fn fail(&mut self, error: &ChannelError) {
+        self.broken = Some(Instant::now());
+        say(format_args!(
+            "ipvs-guard: not healing for {} s, stale SYNs are reset: {error}",
+            PAUSE.as_secs()
+        ));
+    }
+
+    fn report(&mut self) {
+        let sum = &mut self.unsaid;
+        sum.healed += self.this.healed;
+        sum.failed += self.this.failed;
+        sum.templates += self.this.templates;
+        // The same ones in each pass: only the latest are told.
+        sum.ending = self.this.ending;
+        sum.nowhere = self.this.nowhere;
+        sum.ambiguous = self.this.ambiguous;
+        let quiet = self.said.is_some_and(|said| said.elapsed() < SAY_EVERY);
+        if sum.is_empty() || quiet {
+            return;
+        }
+        say(format_args!("ipvs-guard: {sum}"));
+        self.said = Some(Instant::now());
+        self.unsaid = Told::default();
+    }
+
+    fn hash(&self, entry: &ConnEntry) -> u64 {
+        self.hasher
+            .hash_one((entry.client, entry.service, entry.destination))
+    }
+}
+
+/// An entry that takes the place of a stale one, and the second message that has it
+/// counted as inactive: a first one of that flag would not replace anything
+/// (`ip_vs_proc_conn`, 5.10 to 7.3).
+fn replacement(
+    client: SocketAddr,
+    service: SocketAddr,
+    choice: Choice,
+    state: ConnState,
+    timeout: u32,
+) -> [Entry; 2] {
+    let active = Entry {
+        protocol: TCP,
+        flags: choice.forwarding as u32,
+        state: state as u16,
+        client,
+        service,
+        destination: choice.destination,
+        fwmark: choice.fwmark,
+        timeout,
+    };
+    let inactive = Entry {
+        flags: active.flags | CONN_INACTIVE,
+        ..active
+    };
+    [active, inactive]
+}
+
+/// `IPPROTO_TCP`.
+pub(super) const TCP: u8 = 6;
