@@ -358,7 +358,7 @@ fn drain(topology: &Topology, service: SocketAddr) {
 /// A SYN of somebody else for a connection that lives, whatever is done about it.
 #[test]
 fn a_forged_syn_does_a_living_connection_no_harm() {
-    for action in ["reset", "drop"] {
+    for action in ["reset", "drop", "heal"] {
         let topology = incident(Families::Inet);
         let service = echo(&topology, 7_007);
         let args = ["--action", action, "--unless-answering", "0s"];

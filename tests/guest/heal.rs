@@ -1,22 +1,34 @@
 //! Stale entries lead to living servers again, and nothing fails.
 
-use std::{thread, time::Duration};
+use std::{
+    collections::HashSet,
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    process::Command,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::Duration,
+};
 
 use ipvs_guard::{
     lab::{
         client::Attempt,
-        topology::{Families, Topology},
+        topology::{Families, Topology, backend_address},
     },
-    netlink::ipvs::Family,
+    netlink::{
+        ipvs::{Backup, DaemonRole, Destination, Family, Service, ServiceId},
+        route::RouteSocket,
+    },
 };
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
     enforce::{is_refused, stale_ports},
     support::{
         PATIENCE,
-        agent::{Agent, Ended},
-        healthy, incident, limits, wait_until,
+        agent::{Agent, Ended, netns_path},
+        healthy, incident, limits, thorough, wait_until,
     },
 };
 
@@ -143,4 +155,310 @@ fn without_a_living_server_clients_are_refused() {
     let resets = actions(&ended);
     assert_eq!(resets.len(), 100);
     assert!(resets.iter().all(|action| *action == "reset"));
+}
+
+/// A device of the guard's in the node's namespace.
+fn own_device(topology: &Topology) -> Option<String> {
+    let devices = topology
+        .node()
+        .run(|| RouteSocket::open().unwrap().devices().unwrap())
+        .unwrap();
+    let mut names = devices.into_iter().map(|device| device.name);
+    names.find(|name| name.starts_with("ipvsg-"))
+}
+
+fn has_daemon(topology: &Topology) -> bool {
+    !topology.open_ipvs().unwrap().daemons().unwrap().is_empty()
+}
+
+/// The daemon runs only while there is something to tell it, and device and daemon
+/// go with the agent, however it goes.
+#[test]
+fn device_and_daemon_go_with_the_agent() {
+    let topology = incident(Families::Inet);
+    let drained = |agent: &Agent| {
+        topology.set_weight(0, 1).unwrap();
+        healthy(&topology, Family::Inet, 40_000..40_040);
+        topology.set_weight(0, 0).unwrap();
+        wait_until_empty(&topology, Family::Inet);
+        assert!(own_device(&topology).is_some(), "{}", agent.stderr());
+    };
+    let agent = Agent::enforce_in(topology.node(), &HEAL);
+    assert!(!has_daemon(&topology));
+    drained(&agent);
+    wait_until("the daemon's rest", PATIENCE, || !has_daemon(&topology));
+    drained(&agent);
+    agent.stop();
+    assert!(!has_daemon(&topology));
+    assert_eq!(own_device(&topology), None);
+
+    let agent = Agent::enforce_in(topology.node(), &HEAL);
+    drained(&agent);
+    agent.signal(Signal::SIGKILL);
+    drop(agent);
+    wait_until("the device's end", PATIENCE, || {
+        own_device(&topology).is_none()
+    });
+    let left = has_daemon(&topology);
+    let output = Command::new("ipvs-guard")
+        .args(["cleanup", "--netns", &netns_path(topology.node())])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success());
+    assert_eq!(
+        said.contains("removed sync daemon from ipvsg-"),
+        left,
+        "{said}"
+    );
+    assert!(!has_daemon(&topology));
+}
+
+/// Whoever sends to the daemon's group from the node itself is not heard.
+#[test]
+fn nobody_else_is_heard() {
+    let topology = incident(Families::Inet);
+    let agent = Agent::enforce_in(topology.node(), &HEAL);
+    healthy(&topology, Family::Inet, 40_000..40_020);
+    let before: HashSet<_> = entries(&topology);
+    topology.set_weight(0, 0).unwrap();
+    wait_until("the daemon", PATIENCE, || has_daemon(&topology));
+    let device = own_device(&topology).unwrap();
+    let sent = topology
+        .node()
+        .run(|| forge(&device, topology.service(Family::Inet)))
+        .unwrap();
+    assert!(sent > 0);
+    thread::sleep(Duration::from_millis(300));
+    let forged: SocketAddr = FORGED.parse().unwrap();
+    let seen = topology.connections().unwrap();
+    assert!(!seen.iter().any(|entry| entry.client == forged));
+    assert!(before.len() == 20);
+    agent.stop();
+
+    // What was sent is what a daemon without the gate does take.
+    let mut ipvs = topology.open_ipvs().unwrap();
+    let (group, port) = forged_group();
+    topology
+        .node()
+        .run(|| RouteSocket::open().unwrap().set_up("lo", true).unwrap())
+        .unwrap();
+    ipvs.start_backup(&Backup {
+        device: "lo".into(),
+        group,
+        port,
+        sync_id: 7,
+    })
+    .unwrap();
+    topology
+        .node()
+        .run(|| forge("lo", topology.service(Family::Inet)))
+        .unwrap();
+    wait_until("the forged entry", PATIENCE, || {
+        let seen = topology.connections().unwrap();
+        seen.iter().any(|entry| entry.client == forged)
+    });
+    ipvs.stop_backup().unwrap();
+}
+
+const FORGED: &str = "192.0.2.77:7777";
+
+fn forged_group() -> (Ipv4Addr, u16) {
+    (Ipv4Addr::new(224, 0, 0, 200), 55_555)
+}
+
+fn entries(topology: &Topology) -> HashSet<SocketAddr> {
+    let entries = topology.connections().unwrap();
+    entries.into_iter().map(|entry| entry.client).collect()
+}
+
+/// Sends an entry to every group and port that listens on a device, as
+/// /proc/net/igmp and /proc/net/udp tell anybody, under every number.
+fn forge(device: &str, service: ServiceId) -> usize {
+    let ServiceId::Address { address: vip, .. } = service else {
+        panic!("the topology's service has an address");
+    };
+    let ip = |address: SocketAddr| match address.ip() {
+        std::net::IpAddr::V4(ip) => ip.octets(),
+        std::net::IpAddr::V6(_) => unreachable!(),
+    };
+    let client: SocketAddr = FORGED.parse().unwrap();
+    let server = backend_address(1, Family::Inet);
+    let udp = std::fs::read_to_string("/proc/thread-self/net/udp").unwrap();
+    let index = nix::net::if_::if_nametoindex(device).unwrap();
+    let mut sent = 0;
+    for line in udp.lines().skip(1) {
+        let local = line.split_whitespace().nth(1).unwrap();
+        let (group, port) = local.split_once(':').unwrap();
+        let group = u32::from_str_radix(group, 16).unwrap().swap_bytes();
+        let group = Ipv4Addr::from_bits(group);
+        let port = u16::from_str_radix(port, 16).unwrap();
+        if !group.is_multicast() {
+            continue;
+        }
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        let to = nix::libc::ip_mreqn {
+            imr_multiaddr: nix::libc::in_addr { s_addr: 0 },
+            imr_address: nix::libc::in_addr { s_addr: 0 },
+            imr_ifindex: index.cast_signed(),
+        };
+        // SAFETY: the option takes this structure, which lives on.
+        let set = unsafe {
+            nix::libc::setsockopt(
+                std::os::fd::AsRawFd::as_raw_fd(&socket),
+                nix::libc::IPPROTO_IP,
+                nix::libc::IP_MULTICAST_IF,
+                (&raw const to).cast(),
+                size_of_val(&to) as u32,
+            )
+        };
+        assert_eq!(set, 0);
+        for id in 0..=255u8 {
+            let mut message = vec![0, id, 0, 44, 1, 1, 0, 0, 0, 6, 0, 36, 0, 0, 0, 0, 0, 5];
+            for end in [client, vip, server] {
+                message.extend(end.port().to_be_bytes());
+            }
+            message.extend(0u32.to_be_bytes());
+            message.extend(60u32.to_be_bytes());
+            for end in [client, vip, server] {
+                message.extend(ip(end));
+            }
+            sent += usize::from(socket.send_to(&message, (group, port)).is_ok());
+        }
+    }
+    sent
+}
+
+/// A daemon of the node's own is left alone, and what cannot be done is said.
+#[test]
+fn the_nodes_own_daemon_is_left_alone() {
+    let topology = incident(Families::Inet);
+    topology
+        .node()
+        .run(|| RouteSocket::open().unwrap().set_up("lo", true).unwrap())
+        .unwrap();
+    let mut ipvs = topology.open_ipvs().unwrap();
+    let (group, port) = forged_group();
+    ipvs.start_backup(&Backup {
+        device: "lo".into(),
+        group,
+        port,
+        sync_id: 7,
+    })
+    .unwrap();
+    let args = ["--action", "heal", "--unless-answering", "0s"];
+    let agent = Agent::enforce_in(topology.node(), &args);
+    healthy(&topology, Family::Inet, 40_000..40_040);
+    topology.mute_backend(0).unwrap();
+    topology.set_weight(0, 0).unwrap();
+    agent.wait_for("ipvs-guard: not healing for 30 s, stale SYNs are reset: a backup sync daemon");
+    let stale = stale_ports(&topology, Family::Inet);
+    assert_eq!(stale.len(), 20);
+    for attempt in topology
+        .connect_all(Family::Inet, &stale, limits())
+        .unwrap()
+    {
+        assert!(is_refused(&attempt), "{attempt}");
+    }
+    let ended = agent.stop();
+    assert!(actions(&ended).iter().all(|action| *action == "reset"));
+    let daemons = ipvs.daemons().unwrap();
+    assert_eq!(daemons.len(), 1);
+    assert_eq!(daemons[0].role, DaemonRole::Backup);
+    assert_eq!(daemons[0].device, "lo");
+    ipvs.stop_backup().unwrap();
+}
+
+/// Servers of a service of its own that echo what they get.
+fn echo(topology: &Topology, port: u16) -> (SocketAddr, ServiceId) {
+    let ServiceId::Address { address, .. } = topology.service(Family::Inet) else {
+        panic!("the topology's service has an address");
+    };
+    let address = SocketAddr::new(address.ip(), port);
+    let id = ServiceId::tcp(address);
+    let mut ipvs = topology.open_ipvs().unwrap();
+    ipvs.add_service(&Service::new(id, "rr")).unwrap();
+    for number in 0..2 {
+        let server = SocketAddr::new(backend_address(number, Family::Inet).ip(), port);
+        let listener = topology
+            .backend(number)
+            .unwrap()
+            .run(|| TcpListener::bind(server).unwrap())
+            .unwrap();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                thread::spawn(move || {
+                    let mut bytes = [0; 1_000];
+                    while let Ok(count @ 1..) = stream.read(&mut bytes) {
+                        stream.write_all(&bytes[..count]).unwrap();
+                    }
+                });
+            }
+        });
+        ipvs.add_destination(&id, &Destination::masq(server, 1))
+            .unwrap();
+    }
+    (address, id)
+}
+
+/// Connections that move data all the time, while short ones of the same service come
+/// from few ports and both servers are drained in turn: not a byte is lost.
+#[test]
+fn long_connections_lose_nothing() {
+    let topology = incident(Families::Inet);
+    let (service, id) = echo(&topology, 7_009);
+    let agent = Agent::enforce_in(topology.node(), &HEAL);
+    let streams: Vec<TcpStream> = topology
+        .client()
+        .run(|| {
+            (0..20)
+                .map(|_| TcpStream::connect(service).unwrap())
+                .collect()
+        })
+        .unwrap();
+    let over = AtomicBool::new(false);
+    let rounds = if thorough() { 20 } else { 6 };
+    let moved = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for mut stream in streams {
+            let (over, moved) = (&over, &moved);
+            scope.spawn(move || {
+                let mut round = 0u8;
+                while !over.load(Ordering::Relaxed) {
+                    round = round.wrapping_add(1);
+                    stream.write_all(&[round; 500]).unwrap();
+                    let mut back = [0; 500];
+                    stream.read_exact(&mut back).unwrap();
+                    assert_eq!(back, [round; 500]);
+                    moved.fetch_add(back.len(), Ordering::Relaxed);
+                }
+            });
+        }
+        let mut ipvs = topology.open_ipvs().unwrap();
+        for round in 0..rounds {
+            let number = round % 2;
+            for (id, port) in [(id, 7_009), (topology.service(Family::Inet), 8_080)] {
+                let address = SocketAddr::new(backend_address(number, Family::Inet).ip(), port);
+                ipvs.set_destination(&id, &Destination::masq(address, 0))
+                    .unwrap();
+            }
+            healthy(&topology, Family::Inet, 20_000..20_100);
+            thread::sleep(Duration::from_millis(300));
+            healthy(&topology, Family::Inet, 20_000..20_100);
+            for (id, port) in [(id, 7_009), (topology.service(Family::Inet), 8_080)] {
+                let address = SocketAddr::new(backend_address(number, Family::Inet).ip(), port);
+                ipvs.set_destination(&id, &Destination::masq(address, 1))
+                    .unwrap();
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let ended = agent.stop();
+    println!(
+        "enforce heal beside 20 long connections: {rounds} drains, {} bytes echoed, none lost; {} \
+         SYNs sent on",
+        moved.load(Ordering::Relaxed),
+        actions(&ended).len()
+    );
 }

@@ -43,7 +43,7 @@ fn half_of_the_reused_ports_fail_and_watch_reports_them() {
     assert_eq!(incidents, 50);
 }
 
-/// Drop and reset beside nothing, in one table.
+/// Each action beside nothing, in one table.
 #[test]
 fn actions_stand_beside_the_unguarded_incident() {
     load_ipvs();
@@ -60,7 +60,7 @@ fn actions_stand_beside_the_unguarded_incident() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stderr}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let [none, drop, reset] = report["rows"].as_array().unwrap().as_slice() else {
+    let [none, drop, reset, heal] = report["rows"].as_array().unwrap().as_slice() else {
         panic!("{report}");
     };
     for row in [none, drop, reset] {
@@ -78,6 +78,9 @@ fn actions_stand_beside_the_unguarded_incident() {
         "{reset}"
     );
     assert_eq!(drop["failures"]["timed out"], drop["failed"]);
+    assert_eq!(heal["failed"], 0, "{heal}");
+    assert_eq!(heal["drain"]["active"], 0);
+    assert_eq!(heal["drain"]["inactive"], 0);
     // No entry was refreshed: none is half open again.
     assert_eq!(reset["drain"]["active"], 0);
     assert_eq!(none["drain"]["active"], none["failed"]);

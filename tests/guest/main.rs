@@ -15,6 +15,7 @@ mod filters;
 mod forms;
 mod forms_devices;
 mod heal;
+mod heal_rolling;
 mod input;
 mod lab;
 mod layout;
