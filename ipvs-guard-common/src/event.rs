@@ -94,6 +94,9 @@ impl Header {
     pub const HELD: u32 = 256;
     /// [`GoneRecord`]: its conntrack goes now, too.
     pub const UNTRACKED: u32 = 512;
+    /// [`GoneRecord`]: it was the mark at the end of a message to the backup daemon,
+    /// whose number stands in place of the entry's address.
+    pub const HEARD: u32 = 1_024;
 
     /// A header of this build's ABI.
     #[inline(always)]
@@ -336,7 +339,7 @@ impl PacketRecord {
 pub struct GoneRecord {
     /// Kind, flags and time.
     pub header: Header,
-    /// Address of its `struct ip_vs_conn`.
+    /// Address of its `struct ip_vs_conn`, or the number of a message.
     pub conn: u64,
 }
 

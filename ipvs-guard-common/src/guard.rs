@@ -312,6 +312,28 @@ pub const DRAINS: u32 = 16_384;
 pub const HELD: u32 = 16_384;
 /// `IP_VS_CONN_F_NFCT` (net/ip_vs.h): the entry has a conntrack, which goes with it.
 pub const CONN_TRACKED: u32 = 1 << 16;
+/// Address of the mark that ends each message to the backup daemon: the IPv4 dummy
+/// address (RFC 7600), as client and as service, with ports of [`MARK_PORT`]. The
+/// mark is an entry that the message makes twice, to two servers: when the daemon
+/// throws the first away, the entries before it are in the table. Its server's address
+/// is twice the number of the message, and one more the second time.
+pub const MARK: [u8; 4] = [192, 0, 0, 8];
+/// The discard service.
+pub const MARK_PORT: u16 = 9;
+
+/// The message that ended with the mark to this server, if it is the first of the two.
+#[inline(always)]
+pub const fn message_of(server: [u8; 4]) -> Option<u32> {
+    let number = u32::from_be_bytes(server);
+    if number % 2 == 0 {
+        Some(number / 2)
+    } else {
+        None
+    }
+}
+
+/// `IP_VS_CONN_F_SYNC` (net/ip_vs.h): a sync daemon made the entry.
+pub const CONN_SYNC: u32 = 0x0020;
 /// `IP_VS_CONN_F_INACTIVE` (linux/ip_vs.h).
 pub const CONN_INACTIVE: u32 = 0x0100;
 /// `IP_VS_CONN_F_TEMPLATE` (linux/ip_vs.h).

@@ -22,9 +22,9 @@ pub enum Stat {
     ResetFailed = 7,
     /// Stale SYNs dropped or answered, in either tier.
     Acted = 8,
-    /// Entries thrown away (`ip_vs_conn_expire_now`), as each one is that is
-    /// re-pointed; counted while healing only.
-    Expired = 9,
+    /// No count: number of the last message that the backup daemon has worked through
+    /// on this CPU, as [`crate::guard::MARK`] tells; while healing only.
+    Heard = 9,
 }
 
 /// Number of counters in a row.

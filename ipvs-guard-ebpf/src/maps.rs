@@ -307,12 +307,28 @@ pub(crate) fn copy() -> Option<&'static mut PacketRecord> {
 /// Adds one to a counter.
 #[inline(always)]
 pub(crate) fn count(stat: Stat) {
-    // SAFETY: the helper has no preconditions.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    if let Some(row) = STATS.get_ptr_mut(cpu) {
+    if let Some(cell) = cell(stat) {
         // SAFETY: a live, aligned map value. Kprobe programs do not nest on a CPU
         // (`bpf_prog_active`); a packet program that interrupts one in the middle
         // of this costs one count.
-        unsafe { (*row)[stat as usize] += 1 };
+        unsafe { *cell += 1 };
     }
+}
+
+/// The backup daemon has worked through the message of this number.
+#[inline(always)]
+pub(crate) fn heard(message: u32) {
+    if let Some(cell) = cell(Stat::Heard) {
+        // SAFETY: a live, aligned map value, written by this thread only.
+        unsafe { *cell = u64::from(message) };
+    }
+}
+
+#[inline(always)]
+fn cell(stat: Stat) -> Option<*mut u64> {
+    // SAFETY: the helper has no preconditions.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let row = STATS.get_ptr_mut(cpu)?;
+    // SAFETY: a live map value, with a cell for each.
+    Some(unsafe { &raw mut (*row)[stat as usize] })
 }

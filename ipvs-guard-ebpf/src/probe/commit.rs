@@ -137,6 +137,17 @@ fn incident(conn: Conn, syn: &Syn, state: u16) -> Result<Option<(Kind, u32)>, Fa
     // SAFETY: the value is copied at once; a concurrent update by another CPU
     // could only be another SYN of the same connection.
     let before = unsafe { SEEN.get(conn.key()) }.copied();
+    if before.is_none()
+        && mode(config::ENFORCE)
+        && policy().action == guard::HEAL
+        && state == ConnState::SynRecv as u16
+        && conn.flags()? & guard::CONN_SYNC != 0
+    {
+        // It was held back and is sent on to a destination that has just begun to drain
+        // itself: no reuse.
+        note_scheduled(conn, syn.seq);
+        return Ok(None);
+    }
     let known = Known {
         scheduled: scheduled(conn.key())
             .filter(|note| note.conn == conn.key() && note.epoch == epoch())

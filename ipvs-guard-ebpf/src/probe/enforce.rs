@@ -3,9 +3,12 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use ipvs_guard_common::{
-    addr::Endpoint,
+    addr::{Addr, Endpoint},
     event::{DestRecord, GoneRecord, Header, Kind, SynRecord},
-    guard::{Flow, FlowKey, HEAL, Held, Moment, RESET, Real, VERDICT_NS, Verdict, VerdictKey},
+    guard::{
+        Flow, FlowKey, HEAL, Held, MARK, MARK_PORT, Moment, RESET, Real, VERDICT_NS, Verdict,
+        VerdictKey, message_of,
+    },
     state::Forwarding,
     stats::Stat,
 };
@@ -13,7 +16,10 @@ use ipvs_guard_common::{
 use crate::{
     emit::emit,
     kernel::{conn::Conn, dest::Dest, read::Fault},
-    maps::{DRAINS, FLOWS, HELD, REALS, VERDICTS, count, drain_begins, heart, policy, within_rate},
+    maps::{
+        DRAINS, FLOWS, HELD, REALS, VERDICTS, count, drain_begins, heard, heart, policy,
+        within_rate,
+    },
 };
 
 /// Decides on the SYN of `record`; a verdict awaits it then on its way out, and
@@ -112,6 +118,42 @@ pub(crate) fn forget(conn: Conn) -> Result<(), Fault> {
     conn.client(&mut key.client)?;
     conn.vip(&mut key.vip)?;
     let _absent = FLOWS.remove(key);
+    Ok(())
+}
+
+/// An entry is thrown away by `ip_vs_in`, or by the backup daemon to re-point it.
+#[inline(always)]
+pub(crate) fn thrown_away(conn: Conn) -> Result<(), Fault> {
+    let mut key = FlowKey::default();
+    conn.client(&mut key.client)?;
+    conn.vip(&mut key.vip)?;
+    let _absent = FLOWS.remove(key);
+    if policy().action != HEAL {
+        return Ok(());
+    }
+    if key.client == Endpoint::new(Addr::v4(MARK), MARK_PORT.to_be_bytes())
+        && conn.netns()? == policy().netns
+    {
+        return mark(conn);
+    }
+    gone(conn, false);
+    Ok(())
+}
+
+/// The mark at the end of a message.
+#[inline(always)]
+fn mark(conn: Conn) -> Result<(), Fault> {
+    let mut server = Endpoint::UNSPECIFIED;
+    conn.real(&mut server)?;
+    let [.., a, b, c, d] = *server.addr().bytes();
+    if let Some(message) = message_of([a, b, c, d]) {
+        heard(message);
+        emit(&GoneRecord {
+            // SAFETY: the helper has no preconditions.
+            header: Header::new(Kind::Gone, Header::HEARD, unsafe { bpf_ktime_get_ns() }),
+            conn: u64::from(message),
+        });
+    }
     Ok(())
 }
 

@@ -5,14 +5,13 @@ use aya_ebpf::{helpers::bpf_ktime_get_ns, programs::ProbeContext};
 use ipvs_guard_common::{
     addr::Endpoint,
     config::{ENFORCE, RESCHEDULE_WITHIN_NS, RESCHEDULED},
-    guard::HEAL,
     stats::Stat,
 };
 
 use super::enforce;
 use crate::{
     kernel::{conn::Conn, read::Fault},
-    maps::{EXPIRED, ExpiredKey, count, mode, policy},
+    maps::{EXPIRED, ExpiredKey, count, mode},
 };
 
 #[inline(always)]
@@ -21,12 +20,8 @@ pub(crate) fn run(ctx: &ProbeContext) {
         return;
     };
     if mode(ENFORCE) {
-        if enforce::forget(Conn::at(conn)).is_err() {
+        if enforce::thrown_away(Conn::at(conn)).is_err() {
             count(Stat::Unreadable);
-        }
-        if policy().action == HEAL {
-            count(Stat::Expired);
-            enforce::gone(Conn::at(conn), false);
         }
     }
     if !mode(RESCHEDULED) {

@@ -56,14 +56,20 @@ impl Counters {
 
     /// One counter, over all CPUs.
     pub fn get(&self, stat: Stat) -> u64 {
-        (stat as usize..self.cells)
-            .step_by(STATS)
-            .map(|cell| {
-                // SAFETY: within the mapping, which is page-aligned and lives as
-                // long as self; the kernel writes whole words.
-                unsafe { self.rows.as_ptr().cast::<u64>().add(cell).read_volatile() }
-            })
-            .sum()
+        self.each(stat).sum()
+    }
+
+    fn each(&self, stat: Stat) -> impl Iterator<Item = u64> {
+        (stat as usize..self.cells).step_by(STATS).map(|cell| {
+            // SAFETY: within the mapping, which is page-aligned and lives as long as
+            // self; the kernel writes whole words.
+            unsafe { self.rows.as_ptr().cast::<u64>().add(cell).read_volatile() }
+        })
+    }
+
+    /// The highest value of one counter on any CPU.
+    pub fn latest(&self, stat: Stat) -> u64 {
+        self.each(stat).max().unwrap_or_default()
     }
 
     /// Every loss that the kernel side counts, by stage; `missed` is what

@@ -19,7 +19,7 @@ use ipvs_guard_common::{
 
 use super::{
     Action as Wanted, Settings,
-    heal::{Channel, Ending, Mender, Rescues, Targets, is_ours},
+    heal::{Channel, Ending, HeldNames, Mender, Rescues, Targets, is_ours},
     pending::{self, Pending},
     responder::Responder,
     scanner::{Changed, Healing, Scanner},
@@ -302,8 +302,8 @@ impl Guard {
                 self.rescued(ended)
             }
             Record::Gone(gone) => {
-                let ended = self.healer.as_mut()?.rescues.gone(gone);
-                self.rescued(ended)
+                self.healer.as_mut()?.rescues.gone(gone);
+                None
             }
             Record::Met(met) if met.header.has(Header::HELD) => {
                 let ended = self.healer.as_mut()?.rescues.met(met);
@@ -389,7 +389,10 @@ impl Guard {
     pub fn overdue(&mut self) -> Option<(Record, Action)> {
         let now = Instant::now();
         if let Some(healer) = &mut self.healer {
-            let ended = healer.rescues.overdue(now);
+            let ended = healer
+                .rescues
+                .ready()
+                .or_else(|| healer.rescues.overdue(now));
             if ended.is_some() {
                 return self.rescued(ended);
             }
@@ -469,14 +472,21 @@ fn healer(
     }
     let channel = Channel::open(loaded, Arc::clone(counters))?;
     let targets = Arc::new(Mutex::new(Targets::default()));
+    let names = Arc::new(HeldNames::default());
     let routes = RouteSocket::open().map_err(|error| Failure::Internal(error.into()))?;
     let covers_all = settings.interfaces.is_empty();
     let healer = Healer {
-        rescues: Rescues::new(channel.clone(), Arc::clone(&targets), routes, covers_all),
+        rescues: Rescues::new(
+            channel.clone(),
+            Arc::clone(&targets),
+            Arc::clone(&names),
+            routes,
+            covers_all,
+        ),
         channel: channel.clone(),
     };
     let healing = Healing {
-        mender: Mender::new(channel, Arc::clone(&targets)),
+        mender: Mender::new(channel, Arc::clone(&targets), names),
         targets,
         persistent: settings.heal_persistent,
     };

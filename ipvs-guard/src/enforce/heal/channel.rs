@@ -38,13 +38,16 @@ const PREFIX: &str = "ipvsg-";
 const FAR: &str = "far";
 /// A daemon that is told nothing for this long ends.
 const REST: Duration = Duration::from_secs(1);
-/// Bytes of entries in a message: with all headers it is a frame of 1,500 bytes.
-const MESSAGE: usize = 1_400;
-/// Entries that the daemon may have before it: 20 messages are less than half of
-/// what its socket takes at its default size.
-const AHEAD: u64 = 400;
-/// How long it may take for one of them.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// Bytes of entries in a message before its mark: with all headers it is a frame of no
+/// more than 1,500 bytes.
+const MESSAGE: usize = 1_368;
+/// Messages that the daemon may have before it: more would wait where they can no
+/// longer be taken back.
+const AHEAD: u32 = 4;
+/// How long it may take for one of them, on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long it is not tried again after it took nothing.
+pub(super) const PAUSE: Duration = Duration::from_secs(30);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_micros(200);
 
@@ -119,6 +122,10 @@ struct Inner {
     device: String,
     index: u32,
     running: Option<Running>,
+    /// Told so far, by all daemons.
+    messages: u32,
+    /// Since when it takes nothing.
+    deaf: Option<Instant>,
     /// Holds the far end, and with it the pair.
     _far: NetNs,
 }
@@ -182,6 +189,8 @@ impl Channel {
                 device,
                 index,
                 running: None,
+                messages: 0,
+                deaf: None,
                 _far: far,
             })),
             counters,
@@ -192,13 +201,14 @@ impl Channel {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells the kernel of entries, as far ahead of it as its queue allows. Each must
-    /// take the place of another.
+    /// Tells the kernel of entries, each of which is to take the place of another;
+    /// returns the number of the message that had the last of them.
     ///
     /// # Errors
-    /// When it cannot be told, or takes nothing.
-    pub(super) fn replace(&self, entries: &[Entry]) -> Result<(), ChannelError> {
+    /// When it cannot be told.
+    pub(super) fn replace(&self, entries: &[Entry]) -> Result<u32, ChannelError> {
         let mut rest = entries;
+        let mut last = 0;
         while !rest.is_empty() {
             let mut size = 0;
             let fits = rest
@@ -209,30 +219,35 @@ impl Channel {
                 })
                 .count();
             let (now, later) = rest.split_at(fits.max(1));
-            self.lock().tell(now)?;
+            last = self.lock().tell(now)?;
             rest = later;
         }
-        Ok(())
+        Ok(last)
     }
 
-    /// How many entries have been replaced, ever.
-    pub(super) fn replaced(&self) -> u64 {
-        self.counters.get(Stat::Expired)
+    /// Number of the last message that the daemon has worked through.
+    pub(super) fn heard(&self) -> u32 {
+        let latest = self.counters.latest(Stat::Heard);
+        u32::try_from(latest).unwrap_or(u32::MAX)
     }
 
-    /// Waits until no more than [`AHEAD`] of `sent` entries, or none if `all`, are
-    /// still to be replaced since the count was `base`; true when it is so.
-    pub(super) fn wait(&self, base: u64, sent: u64, all: bool) -> bool {
-        let ahead = if all { 0 } else { AHEAD };
-        let mut last = self.replaced();
+    /// Waits until the daemon has worked through the message `last`, or is so near to
+    /// it that it may be told more; false when it does nothing.
+    pub(super) fn wait(&self, last: u32, all: bool) -> bool {
+        let enough = if all {
+            last
+        } else {
+            last.saturating_sub(AHEAD)
+        };
+        let mut before = self.heard();
         let mut moved = Instant::now();
         loop {
-            let now = self.replaced();
-            if sent.saturating_sub(now.wrapping_sub(base)) <= ahead {
+            let now = self.heard();
+            if now >= enough {
                 return true;
             }
-            if now != last {
-                last = now;
+            if now != before {
+                before = now;
                 moved = Instant::now();
             } else if moved.elapsed() >= PATIENCE {
                 return false;
@@ -241,9 +256,11 @@ impl Channel {
         }
     }
 
-    /// The daemon takes nothing.
+    /// The daemon took nothing of what it was told: it is told nothing for [`PAUSE`].
     pub(super) fn deaf(&self) -> ChannelError {
-        ChannelError::Deaf(self.lock().device.clone())
+        let mut inner = self.lock();
+        inner.deaf = Some(Instant::now());
+        ChannelError::Deaf(inner.device.clone())
     }
 
     /// Puts an IP packet into the device `index`, as if it came in there.
@@ -293,7 +310,10 @@ impl Channel {
 }
 
 impl Inner {
-    fn tell(&mut self, entries: &[Entry]) -> Result<(), ChannelError> {
+    fn tell(&mut self, entries: &[Entry]) -> Result<u32, ChannelError> {
+        if self.deaf.is_some_and(|since| since.elapsed() < PAUSE) {
+            return Err(ChannelError::Deaf(self.device.clone()));
+        }
         let index = self.index;
         let running = match &mut self.running {
             Some(running) => running,
@@ -306,8 +326,11 @@ impl Inner {
             }
         };
         running.used = Instant::now();
-        let frame = frame(&running.backup, index, entries).map_err(ChannelError::Send)?;
-        self.sender.send(&frame).map_err(ChannelError::Send)
+        self.messages += 1;
+        let marked = [entries, &message::mark(self.messages)].concat();
+        let frame = frame(&running.backup, index, &marked).map_err(ChannelError::Send)?;
+        self.sender.send(&frame).map_err(ChannelError::Send)?;
+        Ok(self.messages)
     }
 
     fn start(&mut self) -> Result<Backup, ChannelError> {

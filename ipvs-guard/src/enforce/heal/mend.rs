@@ -16,18 +16,17 @@ use ipvs_guard_common::{
 };
 
 use super::{
-    channel::{Channel, ChannelError},
-    message::Entry,
+    channel::{Channel, ChannelError, PAUSE},
+    held::HeldNames,
+    message::{Entry, TCP},
     targets::{Choice, Nowhere, Targets},
 };
 use crate::{netlink::conntable::ConnEntry, say::say};
 
 /// An entry with less life than this is left to end, in seconds.
 const ENDING: u64 = 2;
-/// Entries that are told of at once.
-const BATCH: usize = 40;
-/// How long it is left at resets after the kernel took nothing.
-const PAUSE: Duration = Duration::from_secs(30);
+/// Entries that are told of at once: a full message of IPv4.
+const BATCH: usize = 38;
 /// How long a template that was to end is left alone.
 const TEMPLATE_PAUSE: Duration = Duration::from_secs(5);
 /// How often the user is told at most.
@@ -93,8 +92,10 @@ pub(in crate::enforce) struct Mender {
     told: HashSet<u64>,
     templates: HashMap<u64, Instant>,
     batch: Vec<Entry>,
-    base: u64,
-    sent: u64,
+    /// The message that was sent last.
+    last: Option<u32>,
+    /// SYNs that are held back: their entries are theirs.
+    held: Arc<HeldNames>,
     this: Told,
     broken: Option<Instant>,
     said: Option<Instant>,
@@ -102,7 +103,11 @@ pub(in crate::enforce) struct Mender {
 }
 
 impl Mender {
-    pub(in crate::enforce) fn new(channel: Channel, targets: Arc<Mutex<Targets>>) -> Self {
+    pub(in crate::enforce) fn new(
+        channel: Channel,
+        targets: Arc<Mutex<Targets>>,
+        held: Arc<HeldNames>,
+    ) -> Self {
         Self {
             channel,
             targets,
@@ -111,8 +116,8 @@ impl Mender {
             told: HashSet::new(),
             templates: HashMap::new(),
             batch: Vec::with_capacity(BATCH),
-            base: 0,
-            sent: 0,
+            last: None,
+            held,
             this: Told::default(),
             broken: None,
             said: None,
@@ -130,8 +135,7 @@ impl Mender {
         self.before = std::mem::take(&mut self.told);
         self.templates
             .retain(|_, ended| ended.elapsed() < TEMPLATE_PAUSE);
-        self.base = self.channel.replaced();
-        self.sent = 0;
+        self.last = None;
         self.this = Told::default();
         if self.broken.is_some_and(|since| since.elapsed() >= PAUSE) {
             self.broken = None;
@@ -158,7 +162,7 @@ impl Mender {
             .targets
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .choose(entry.service, entry.destination);
+            .choose(entry.client, entry.service, entry.destination);
         match choice {
             Ok(choice) => {
                 let [active, inactive] = replacement(
@@ -170,7 +174,6 @@ impl Mender {
                 );
                 self.batch.extend([active, inactive]);
                 self.told.insert(self.hash(entry));
-                self.sent += 1;
                 self.flush_if(self.batch.len() >= BATCH);
                 Fate::Done
             }
@@ -211,12 +214,11 @@ impl Mender {
     /// before.
     pub(in crate::enforce) fn end(&mut self) {
         self.flush_if(!self.batch.is_empty());
-        if self.sent > 0 && self.broken.is_none() {
-            // Those that went by themselves are never replaced: no error.
-            let all = self.channel.wait(self.base, self.sent, true);
-            if !all && self.channel.replaced() == self.base {
-                self.fail(&self.channel.deaf());
-            }
+        if let Some(last) = self.last
+            && self.broken.is_none()
+            && !self.channel.wait(last, true)
+        {
+            self.fail(&self.channel.deaf());
         }
         self.this.healed = (self.before.len() as u64).saturating_sub(self.this.failed);
         self.before = HashSet::new();
@@ -227,9 +229,14 @@ impl Mender {
         if !wanted {
             return;
         }
-        let batch = std::mem::take(&mut self.batch);
-        let outcome = self.channel.replace(&batch).and_then(|()| {
-            if self.channel.wait(self.base, self.sent, false) {
+        let mut batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
+        self.held.leave_out(&mut batch);
+        if batch.is_empty() {
+            return;
+        }
+        let outcome = self.channel.replace(&batch).and_then(|last| {
+            self.last = Some(last);
+            if self.channel.wait(last, false) {
                 Ok(())
             } else {
                 Err(self.channel.deaf())
@@ -298,6 +305,3 @@ fn replacement(
     };
     [active, inactive]
 }
-
-/// `IPPROTO_TCP`.
-pub(super) const TCP: u8 = 6;

@@ -3,6 +3,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipvs_guard_common::{
+    guard::{MARK, MARK_PORT},
+    state::ConnState,
+};
+
+/// `IPPROTO_TCP`.
+pub(super) const TCP: u8 = 6;
 /// `struct ip_vs_sync_mesg`.
 const HEADER: usize = 8;
 /// `struct ip_vs_sync_v4`.
@@ -65,6 +72,24 @@ impl Entry {
     }
 }
 
+/// The two entries that end the message of this number: see
+/// [`MARK`](ipvs_guard_common::guard::MARK).
+pub(super) fn mark(message: u32) -> [Entry; 2] {
+    /// Seconds.
+    const LIFE: u32 = 1;
+    let end = |address: [u8; 4]| SocketAddr::from((address, MARK_PORT));
+    [message * 2, message * 2 + 1].map(|server| Entry {
+        protocol: TCP,
+        flags: 0,
+        state: ConnState::Close as u16,
+        client: end(MARK),
+        service: end(MARK),
+        destination: end(server.to_be_bytes()),
+        fwmark: 0,
+        timeout: LIFE,
+    })
+}
+
 /// One message: up to 255 entries, which the kernel takes in this order.
 pub(super) fn pack(sync_id: u8, entries: &[Entry]) -> Vec<u8> {
     let size = HEADER + entries.iter().map(Entry::size).sum::<usize>();
@@ -104,6 +129,11 @@ mod tests {
         ]
         .concat();
         assert_eq!(bytes, expected);
+        let [first, second] = mark(0x0102_0304);
+        assert_eq!(
+            [first, second].map(|mark| mark.destination.to_string()),
+            ["2.4.6.8:9", "2.4.6.9:9"]
+        );
         let six = Entry {
             client: "[2001:db8::1]:40000".parse().unwrap(),
             service: "[2001:db8::2]:80".parse().unwrap(),

@@ -2,6 +2,7 @@
 //! the same service, by the kernel's own protocol for the connection table.
 
 mod channel;
+mod held;
 mod mend;
 mod message;
 mod rescue;
@@ -9,6 +10,7 @@ mod targets;
 
 pub(super) use self::{
     channel::{Channel, is_ours, sweep},
+    held::HeldNames,
     mend::{Fate, Mender},
     rescue::{Ending, Rescues},
     targets::{Target, Targets},

@@ -3,7 +3,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BinaryHeap, HashMap, VecDeque},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -17,7 +17,12 @@ use ipvs_guard_common::{
     state::ConnState,
 };
 
-use super::{channel::Channel, mend::TCP, message::Entry, targets::Targets};
+use super::{
+    channel::Channel,
+    held::HeldNames,
+    message::{Entry, TCP},
+    targets::Targets,
+};
 use crate::{
     netlink::route::{Device, LinkLayer, RouteSocket},
     rawip::RawSocket,
@@ -27,11 +32,16 @@ use crate::{
 /// How long a SYN may take from the probe to the device. After that it waits for a
 /// neighbour's address, or has nowhere to go.
 const TO_DEVICE: Duration = Duration::from_millis(5);
-/// How long the kernel may take to re-point an entry: the client repeats its SYN
-/// after a second.
-const TO_REPLACE: Duration = Duration::from_millis(500);
-/// From the end of the old entry to the new one it is a moment, in the same thread.
-const TO_FOLLOW: Duration = Duration::from_millis(1);
+/// How long the kernel may take to re-point an entry. The client repeats its SYN after
+/// one second and after three.
+const TO_REPLACE: Duration = Duration::from_millis(2_500);
+/// How often it is looked whether the daemon is past the message: its entry can have
+/// been re-pointed by another one, or the message be lost.
+const TO_LOOK: Duration = Duration::from_millis(200);
+/// How soon a SYN that was sent on for such a reason is here again if it was in vain.
+const TO_RETURN: Duration = Duration::from_millis(100);
+/// How often that is tried.
+const TRIES: u32 = 3;
 /// SYNs that are held back at once, at most.
 const MOST: usize = 16_384;
 /// Life of a new entry until its SYN comes, in seconds.
@@ -49,6 +59,11 @@ pub(in crate::enforce) enum Ending {
 pub(in crate::enforce) struct Rescues {
     channel: Channel,
     targets: Arc<Mutex<Targets>>,
+    names: Arc<HeldNames>,
+    /// Since the last message that was worked through.
+    thrown_away: Vec<u64>,
+    /// Those that may be.
+    ready: VecDeque<u64>,
     routes: RouteSocket,
     raw: HashMap<bool, RawSocket>,
     /// Whether a SYN that did not come to a device has surely not left.
@@ -73,6 +88,8 @@ struct Rescue {
     /// Index of the device it came in by; 0: of this node; `None`: not known.
     came_by: Option<u32>,
     stage: Stage,
+    entry: OldEntry,
+    tries: u32,
     serial: u32,
 }
 
@@ -80,22 +97,49 @@ struct Rescue {
 enum Stage {
     /// It is on its way to a device.
     Leaving,
-    /// The kernel was told.
-    Told,
-    /// The old entry is gone.
-    Free,
+    /// It goes nowhere, and its entry is being re-pointed.
+    Waiting {
+        /// Since when the kernel is told of it.
+        since: Instant,
+        /// By which message; `None`: by one that was under way.
+        message: Option<u32>,
+    },
+    /// It was sent on although it is not known what became of its entry.
+    Tried,
+}
+
+/// What became of the entry that led to the draining destination.
+#[derive(Clone, Copy, Default)]
+struct OldEntry {
+    thrown_away: bool,
+    /// The message that did it is worked through: another entry is in its place.
+    replaced: bool,
+    /// Its conntrack went, too.
+    untracked: bool,
+}
+
+impl Rescue {
+    /// Whether its entry leads to another destination for sure.
+    const fn has_new_entry(&self) -> bool {
+        let tracked = self.syn.conn_flags & CONN_TRACKED != 0;
+        self.entry.replaced && (self.entry.untracked || !tracked)
+    }
 }
 
 impl Rescues {
     pub(in crate::enforce) fn new(
         channel: Channel,
         targets: Arc<Mutex<Targets>>,
+        names: Arc<HeldNames>,
         routes: RouteSocket,
         covers_all: bool,
     ) -> Self {
         Self {
             channel,
             targets,
+            names,
+            thrown_away: Vec::new(),
+            ready: VecDeque::new(),
             routes,
             raw: HashMap::new(),
             covers_all,
@@ -123,8 +167,12 @@ impl Rescues {
         place: impl Fn(&SynRecord) -> VerdictKey,
     ) -> Option<(SynRecord, Ending)> {
         let syn = self.last.take_if(|syn| syn.seq == record.seq)?;
-        if self.held.contains_key(&record.conn) {
+        if let Some(first) = self.held.get_mut(&record.conn) {
             // The same SYN once more, or the next one: the first is on its way.
+            if first.stage == Stage::Tried {
+                first.stage = Stage::Leaving;
+                self.wake(record.conn, TO_DEVICE);
+            }
             return Some((syn, Ending::Healed));
         }
         let packet = record.packet().and_then(sound);
@@ -138,8 +186,11 @@ impl Rescues {
             place,
             came_by: None,
             stage: Stage::Leaving,
+            entry: OldEntry::default(),
+            tries: 0,
             serial: 0,
         };
+        self.names.add(address(&syn.client), address(&syn.vip));
         self.places.insert(place, record.conn);
         self.held.insert(record.conn, rescue);
         self.wake(record.conn, TO_DEVICE);
@@ -154,28 +205,50 @@ impl Rescues {
             return None;
         }
         rescue.came_by = Some(met.came_by);
-        self.tell(conn)
+        self.left(conn)
     }
 
-    /// An entry was thrown away.
-    pub(in crate::enforce) fn gone(&mut self, gone: &GoneRecord) -> Option<(SynRecord, Ending)> {
-        let rescue = self.held.get_mut(&gone.conn)?;
-        if rescue.stage != Stage::Told {
-            return None;
+    /// An entry was thrown away, or a message is worked through.
+    pub(in crate::enforce) fn gone(&mut self, gone: &GoneRecord) {
+        if gone.header.has(Header::HEARD) {
+            for conn in self.thrown_away.drain(..) {
+                if let Some(rescue) = self.held.get_mut(&conn) {
+                    rescue.entry.replaced = true;
+                    self.ready.push_back(conn);
+                }
+            }
+            return;
         }
-        let tracked = rescue.syn.conn_flags & CONN_TRACKED != 0;
+        let Some(rescue) = self.held.get_mut(&gone.conn) else {
+            return;
+        };
         if gone.header.has(Header::UNTRACKED) {
-            return self.finish(gone.conn);
+            rescue.entry.untracked = true;
+            self.ready.push_back(gone.conn);
+        } else if !rescue.entry.thrown_away {
+            rescue.entry.thrown_away = true;
+            self.thrown_away.push(gone.conn);
         }
-        if !tracked {
-            rescue.stage = Stage::Free;
-            self.wake(gone.conn, TO_FOLLOW);
+    }
+
+    /// One that can be sent on.
+    pub(in crate::enforce) fn ready(&mut self) -> Option<(SynRecord, Ending)> {
+        while let Some(conn) = self.ready.pop_front() {
+            let ready = self.held.get(&conn).is_some_and(|rescue| {
+                matches!(rescue.stage, Stage::Waiting { .. }) && rescue.has_new_entry()
+            });
+            if ready {
+                return self.finish(conn);
+            }
         }
         None
     }
 
     /// When the next one is due.
     pub(in crate::enforce) fn next_due(&mut self) -> Option<Instant> {
+        if !self.ready.is_empty() {
+            return Some(Instant::now());
+        }
         while let Some(Reverse((due, conn, serial))) = self.due.peek() {
             if self.held.get(conn).is_some_and(|r| r.serial == *serial) {
                 return Some(*due);
@@ -189,15 +262,14 @@ impl Rescues {
     pub(in crate::enforce) fn overdue(&mut self, now: Instant) -> Option<(SynRecord, Ending)> {
         while self.next_due()? <= now {
             let Reverse((_, conn, _)) = self.due.pop()?;
-            let stage = self.held.get(&conn)?.stage;
-            let ended = match stage {
-                Stage::Leaving if self.covers_all => self.tell(conn),
+            let Some(rescue) = self.held.get(&conn) else {
+                continue;
+            };
+            let ended = match rescue.stage {
+                Stage::Leaving if self.covers_all => self.left(conn),
                 Stage::Leaving => self.end(conn, Ending::Refused),
-                Stage::Free => self.finish(conn),
-                Stage::Told => {
-                    self.complain(&self.channel.deaf().to_string());
-                    self.end(conn, Ending::Refused)
-                }
+                Stage::Waiting { since, message } => self.look(conn, since, message),
+                Stage::Tried => self.end(conn, Ending::Healed),
             };
             if ended.is_some() {
                 return ended;
@@ -212,16 +284,33 @@ impl Rescues {
         self.end(conn, Ending::Refused).map(|(syn, _)| syn)
     }
 
+    /// The SYN goes nowhere any more.
+    fn left(&mut self, conn: u64) -> Option<(SynRecord, Ending)> {
+        let rescue = self.held.get_mut(&conn)?;
+        if rescue.tries == 0 && rescue.entry.thrown_away {
+            // A message of the pass over the table came first.
+            if rescue.has_new_entry() {
+                return self.finish(conn);
+            }
+            rescue.stage = Stage::Waiting {
+                since: Instant::now(),
+                message: None,
+            };
+            self.wake(conn, TO_LOOK);
+            return None;
+        }
+        self.tell(conn)
+    }
+
     /// Has the entry re-pointed.
     fn tell(&mut self, conn: u64) -> Option<(SynRecord, Ending)> {
         let rescue = self.held.get_mut(&conn)?;
-        let address = |end: &Endpoint| SocketAddr::new(end.addr().ip(), end.port());
-        let service = address(&rescue.syn.vip);
+        let (client, service) = (address(&rescue.syn.client), address(&rescue.syn.vip));
         let choice = self
             .targets
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .choose(service, address(&rescue.syn.dest));
+            .choose(client, service, address(&rescue.syn.dest));
         let Ok(choice) = choice else {
             self.complain(&format!(
                 "no living destination of {service} to send connections to; stale SYNs are reset"
@@ -233,20 +322,58 @@ impl Rescues {
             flags: choice.forwarding as u32,
             // As the SYN left it, and as it will find it.
             state: ConnState::SynRecv as u16,
-            client: address(&rescue.syn.client),
+            client,
             service,
             destination: choice.destination,
             fwmark: choice.fwmark,
             timeout: LIFE,
         };
-        rescue.stage = Stage::Told;
         match self.channel.replace(&[entry]) {
-            Ok(()) => {
-                self.wake(conn, TO_REPLACE);
+            Ok(message) => {
+                rescue.stage = Stage::Waiting {
+                    since: Instant::now(),
+                    message: Some(message),
+                };
+                self.wake(conn, TO_LOOK);
                 None
             }
             Err(error) => {
                 self.complain(&error.to_string());
+                self.end(conn, Ending::Refused)
+            }
+        }
+    }
+
+    /// The entry is not known to be re-pointed after a while.
+    fn look(
+        &mut self,
+        conn: u64,
+        since: Instant,
+        message: Option<u32>,
+    ) -> Option<(SynRecord, Ending)> {
+        if message.is_some_and(|message| self.channel.heard() < message) {
+            if since.elapsed() < TO_REPLACE {
+                self.wake(conn, TO_LOOK);
+                return None;
+            }
+            self.complain(&self.channel.deaf().to_string());
+            return self.end(conn, Ending::Refused);
+        }
+        let rescue = self.held.get_mut(&conn)?;
+        rescue.tries += 1;
+        if rescue.tries > TRIES {
+            self.complain("an entry stays as it is whatever the backup daemon is told");
+            return self.end(conn, Ending::Refused);
+        }
+        // If it was re-pointed, well; otherwise it is held back once more.
+        rescue.stage = Stage::Tried;
+        rescue.entry = OldEntry::default();
+        let (came_by, syn, packet) = (rescue.came_by, rescue.syn, rescue.packet.clone());
+        self.wake(conn, TO_RETURN);
+        match self.send_on(came_by, syn, packet) {
+            Ok(()) => None,
+            Err(reason) => {
+                self.complain(&reason);
                 self.end(conn, Ending::Refused)
             }
         }
@@ -336,6 +463,10 @@ impl Rescues {
             say(format_args!("ipvs-guard: {reason}"));
         }
     }
+}
+
+fn address(end: &Endpoint) -> SocketAddr {
+    SocketAddr::new(end.addr().ip(), end.port())
 }
 
 /// The packet with its TCP checksum made right: a device was to do that, or one has
