@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     io::{Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     process::Command,
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
@@ -16,7 +16,7 @@ use ipvs_guard::{
         topology::{Families, Topology, backend_address},
     },
     netlink::{
-        ipvs::{Backup, DaemonRole, Destination, Family, Service, ServiceId},
+        ipvs::{DaemonRole, Destination, Family, Service, ServiceId},
         route::RouteSocket,
     },
 };
@@ -29,7 +29,9 @@ use crate::{
     support::{
         PATIENCE,
         agent::{Agent, Ended, netns_path},
-        healthy, incident, limits, thorough, wait_until,
+        healthy, incident, limits,
+        sync::{self, Feeder},
+        thorough, wait_until,
     },
 };
 
@@ -240,19 +242,7 @@ fn nobody_else_is_heard() {
     agent.stop();
 
     // What was sent is what a daemon without the gate does take.
-    let mut ipvs = topology.open_ipvs().unwrap();
-    let (group, port) = forged_group();
-    topology
-        .node()
-        .run(|| RouteSocket::open().unwrap().set_up("lo", true).unwrap())
-        .unwrap();
-    ipvs.start_backup(&Backup {
-        device: "lo".into(),
-        group,
-        port,
-        sync_id: 7,
-    })
-    .unwrap();
+    let feeder = Feeder::start(&topology);
     topology
         .node()
         .run(|| forge("lo", topology.service(Family::Inet)))
@@ -261,34 +251,26 @@ fn nobody_else_is_heard() {
         let seen = topology.connections().unwrap();
         seen.iter().any(|entry| entry.client == forged)
     });
-    ipvs.stop_backup().unwrap();
+    feeder.stop();
 }
 
 const FORGED: &str = "192.0.2.77:7777";
-
-fn forged_group() -> (Ipv4Addr, u16) {
-    (Ipv4Addr::new(224, 0, 0, 200), 55_555)
-}
 
 fn entries(topology: &Topology) -> HashSet<SocketAddr> {
     let entries = topology.connections().unwrap();
     entries.into_iter().map(|entry| entry.client).collect()
 }
 
-/// Sends an entry to every group and port that listens on a device, as
-/// /proc/net/igmp and /proc/net/udp tell anybody, under every number.
+/// Sends an entry to every group and port that listens, as /proc/net/udp tells
+/// anybody, by a device and under every number.
 fn forge(device: &str, service: ServiceId) -> usize {
     let ServiceId::Address { address: vip, .. } = service else {
         panic!("the topology's service has an address");
     };
-    let ip = |address: SocketAddr| match address.ip() {
-        IpAddr::V4(ip) => ip.octets(),
-        IpAddr::V6(_) => unreachable!(),
-    };
     let client: SocketAddr = FORGED.parse().unwrap();
-    let server = backend_address(1, Family::Inet);
+    let entry = [client, vip, backend_address(1, Family::Inet)];
     let udp = std::fs::read_to_string("/proc/thread-self/net/udp").unwrap();
-    let index = nix::net::if_::if_nametoindex(device).unwrap();
+    let socket = sync::towards(device);
     let mut sent = 0;
     for line in udp.lines().skip(1) {
         let local = line.split_whitespace().nth(1).unwrap();
@@ -299,33 +281,8 @@ fn forge(device: &str, service: ServiceId) -> usize {
         if !group.is_multicast() {
             continue;
         }
-        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-        let to = nix::libc::ip_mreqn {
-            imr_multiaddr: nix::libc::in_addr { s_addr: 0 },
-            imr_address: nix::libc::in_addr { s_addr: 0 },
-            imr_ifindex: index.cast_signed(),
-        };
-        // SAFETY: the option takes this structure, which lives on.
-        let set = unsafe {
-            nix::libc::setsockopt(
-                std::os::fd::AsRawFd::as_raw_fd(&socket),
-                nix::libc::IPPROTO_IP,
-                nix::libc::IP_MULTICAST_IF,
-                (&raw const to).cast(),
-                size_of_val(&to) as u32,
-            )
-        };
-        assert_eq!(set, 0);
-        for id in 0..=255u8 {
-            let mut message = vec![0, id, 0, 44, 1, 1, 0, 0, 0, 6, 0, 36, 0, 0, 0, 0, 0, 5];
-            for end in [client, vip, server] {
-                message.extend(end.port().to_be_bytes());
-            }
-            message.extend(0u32.to_be_bytes());
-            message.extend(60u32.to_be_bytes());
-            for end in [client, vip, server] {
-                message.extend(ip(end));
-            }
+        for id in 0..=255 {
+            let message = sync::message(id, &[entry], 60);
             sent += usize::from(socket.send_to(&message, (group, port)).is_ok());
         }
     }
@@ -336,19 +293,7 @@ fn forge(device: &str, service: ServiceId) -> usize {
 #[test]
 fn the_nodes_own_daemon_is_left_alone() {
     let topology = incident(Families::Inet);
-    topology
-        .node()
-        .run(|| RouteSocket::open().unwrap().set_up("lo", true).unwrap())
-        .unwrap();
-    let mut ipvs = topology.open_ipvs().unwrap();
-    let (group, port) = forged_group();
-    ipvs.start_backup(&Backup {
-        device: "lo".into(),
-        group,
-        port,
-        sync_id: 7,
-    })
-    .unwrap();
+    let feeder = Feeder::start(&topology);
     let args = ["--action", "heal", "--unless-answering", "0s"];
     let agent = Agent::enforce_in(topology.node(), &args);
     healthy(&topology, Family::Inet, 40_000..40_040);
@@ -365,11 +310,11 @@ fn the_nodes_own_daemon_is_left_alone() {
     }
     let ended = agent.stop();
     assert!(actions(&ended).iter().all(|action| *action == "reset"));
-    let daemons = ipvs.daemons().unwrap();
+    let daemons = topology.open_ipvs().unwrap().daemons().unwrap();
     assert_eq!(daemons.len(), 1);
     assert_eq!(daemons[0].role, DaemonRole::Backup);
     assert_eq!(daemons[0].device, "lo");
-    ipvs.stop_backup().unwrap();
+    feeder.stop();
 }
 
 /// Servers of a service of its own that echo what they get.

@@ -67,7 +67,7 @@ fn update(plan: &Plan) -> Vec<Attempt> {
         let load = scope.spawn(|| {
             let limits = Limits {
                 parallel: PARALLEL,
-                timeout: Duration::from_secs(20),
+                timeout: Duration::from_secs(5),
             };
             let ports: Vec<u16> = (40_000..40_000 + PORTS).collect();
             let mut attempts = Vec::new();

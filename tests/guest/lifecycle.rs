@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Everything of ip_vs; it stays while an ending namespace still uses it.
-fn unload() {
+pub(crate) fn unload() {
     wait_until("unloading ip_vs", PATIENCE, || {
         for module in ["ip_vs_rr", "ip_vs_wlc", "ip_vs"] {
             if is_loaded(module) {

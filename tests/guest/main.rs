@@ -16,6 +16,8 @@ mod forms;
 mod forms_devices;
 mod heal;
 mod heal_rolling;
+mod heal_services;
+mod heal_table;
 mod input;
 mod lab;
 mod layout;

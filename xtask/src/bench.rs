@@ -26,38 +26,52 @@ enum What {
         #[arg(long, default_value = "6.1")]
         kernel: Label,
     },
+    /// How long the stale entries of a whole table take to be healed, beside reading the table
+    Heal {
+        /// The kernel that has them
+        #[arg(long, default_value = "6.1")]
+        kernel: Label,
+    },
 }
 
 /// Runs `cargo xtask bench`.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let cache = Cache::open()?;
     match args.what {
-        What::Cost { kernel } => cost(&cache, kernel),
+        What::Cost { kernel } => {
+            say!("kernel {kernel}, one processor, guest time is executed instructions");
+            let counted = Guest {
+                icount: true,
+                cpus: 1,
+                ..Guest::new(kernel, Vec::<String>::new())
+            };
+            measure(&cache, counted, "cost::")
+        }
+        What::Heal { kernel } => {
+            say!("kernel {kernel}");
+            let guest = Guest::new(kernel, Vec::<String>::new());
+            measure(&cache, guest, "heal_table::")
+        }
     }
 }
 
-/// In a guest whose clock counts instructions, one nanosecond each.
-fn cost(cache: &Cache, kernel: Label) -> Result<()> {
+/// Runs the measurements whose names begin so.
+fn measure(cache: &Cache, guest: Guest, measurements: &str) -> Result<()> {
     build::program(cache)?;
     let tests = guest_tests(cache)?;
-    say!("kernel {kernel}, one processor, guest time is executed instructions");
-    let program = tests.path.clone();
+    let command = [
+        &tests.path,
+        "--ignored",
+        "--nocapture",
+        "--test-threads=1",
+        measurements,
+    ];
     let guest = Guest {
-        icount: true,
-        cpus: 1,
+        command: command.map(str::to_owned).to_vec(),
         files: vec![tests],
         load: vec!["ip_vs".into(), "ip_vs_rr".into()],
         deadline: Some(Duration::from_secs(15 * 60)),
-        ..Guest::new(
-            kernel,
-            [
-                program.as_str(),
-                "--ignored",
-                "--nocapture",
-                "--test-threads=1",
-                "cost::",
-            ],
-        )
+        ..guest
     };
     let outcome = guest.stream(cache)?;
     if outcome.status() != 0 {

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
         mpsc::{SyncSender, sync_channel},
     },
     thread,
@@ -44,6 +45,7 @@ const CALM: Duration = Duration::from_secs(20);
 struct Healer {
     channel: Channel,
     rescues: Rescues,
+    changed: Arc<AtomicBool>,
 }
 
 /// Everything that enforces as long as ip_vs stays loaded.
@@ -334,6 +336,9 @@ impl Guard {
             },
             Record::Turned(_) => Some((record, self.done())),
             Record::DestUpdate(_) | Record::DestDelete(_) => {
+                if let Some(healer) = &self.healer {
+                    healer.changed.store(true, Ordering::Relaxed);
+                }
                 // A scan that is due already will see this change, too.
                 let _due = self.changes.try_send(Changed);
                 Some((record, Action::Observed))
@@ -473,6 +478,7 @@ fn healer(
     let channel = Channel::open(loaded, Arc::clone(counters))?;
     let targets = Arc::new(Mutex::new(Targets::default()));
     let names = Arc::new(HeldNames::default());
+    let changed = Arc::new(AtomicBool::new(false));
     let routes = RouteSocket::open().map_err(|error| Failure::Internal(error.into()))?;
     let covers_all = settings.interfaces.is_empty();
     let healer = Healer {
@@ -484,10 +490,12 @@ fn healer(
             covers_all,
         ),
         channel: channel.clone(),
+        changed: Arc::clone(&changed),
     };
     let healing = Healing {
-        mender: Mender::new(channel, Arc::clone(&targets), names),
+        mender: Mender::new(channel, Arc::clone(&targets), names, Arc::clone(&changed)),
         targets,
+        changed,
         persistent: settings.heal_persistent,
     };
     Ok((Some(healer), Some(healing)))

@@ -16,6 +16,10 @@ use crate::netlink::{
 };
 
 const SECOND: u64 = 1_000_000_000;
+/// How long a weight is 0 before whole tables are healed, in nanoseconds: one that rises
+/// again at once would find entries re-pointed that new connections are on. SYNs are
+/// held back from the first moment.
+const SETTLED_NS: u64 = 300_000_000;
 
 /// Destinations of weight 0, with the time their drain began (`CLOCK_MONOTONIC`,
 /// nanoseconds).
@@ -42,6 +46,11 @@ impl Draining {
     pub(super) fn destinations(&self) -> impl Iterator<Item = SocketAddr> {
         let by_address = self.by_address.keys().map(|(_, destination)| *destination);
         by_address.chain(self.by_mark.keys().copied())
+    }
+
+    /// Whether an entry leads to one of them.
+    pub(super) fn has(&self, entry: &ConnEntry) -> bool {
+        self.since(entry).is_some()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -168,6 +177,7 @@ pub(super) fn mendable(
     {
         return None;
     }
+    let grace_ns = grace_ns.max(SETTLED_NS);
     is_due(entry, draining, filter, grace_ns, now).then_some(state)
 }
 
@@ -291,8 +301,10 @@ mod tests {
         let mendable = |entry: &ConnEntry, now| {
             let filter = Filter::default();
             let none = Reschedules::default();
-            mendable(entry, &draining(), none, &filter, u32::MAX, 3, now)
+            let grace = SETTLED_NS + 3;
+            mendable(entry, &draining(), none, &filter, u32::MAX, grace, now)
         };
+        let due = 7 + SETTLED_NS + 3;
         for raw in 0..=10 {
             let state = ConnState::from_raw(raw).unwrap();
             let closed = matches!(
@@ -300,15 +312,15 @@ mod tests {
                 ConnState::TimeWait | ConnState::Close | ConnState::LastAck
             );
             assert_eq!(
-                mendable(&entry(state, 9), 10),
+                mendable(&entry(state, 9), due),
                 closed.then_some(state),
                 "{state:?}"
             );
-            assert_eq!(mendable(&entry(state, 9), 9), None);
+            assert_eq!(mendable(&entry(state, 9), due - 1), None);
         }
         let mut template = entry(ConnState::TimeWait, 9);
         template.client.set_port(0);
-        assert_eq!(mendable(&template, 10), None);
+        assert_eq!(mendable(&template, due), None);
         let filter = Filter::default();
         assert!(is_stale_template(&template, &draining(), &filter, 3, 10));
         assert!(!is_stale_template(

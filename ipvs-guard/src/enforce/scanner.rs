@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError},
     },
     time::{Duration, Instant},
@@ -74,6 +75,8 @@ pub(super) struct Scanner {
 pub(super) struct Healing {
     pub(super) mender: Mender,
     pub(super) targets: Arc<Mutex<Targets>>,
+    /// Set where a weight or destination changes.
+    pub(super) changed: Arc<AtomicBool>,
     /// Templates, too.
     pub(super) persistent: bool,
 }
@@ -187,6 +190,9 @@ impl Scanner {
     /// changes meanwhile makes the flows void that are noted by it.
     fn look(&mut self) -> Result<(Found, bool)> {
         let begun = self.heart.drains_begun();
+        if let Some(healing) = &self.healing {
+            healing.changed.store(false, Ordering::Relaxed);
+        }
         let generations = self.survey(&self.known, KNOW)?;
         let now = monotonic();
         let mut found = Found::default();
@@ -361,7 +367,9 @@ impl Scanner {
             return false;
         };
         let (filter, grace) = (&self.filter, self.policy.grace_ns);
-        healing.mender.see(entry);
+        if !draining.has(entry) {
+            healing.mender.see(entry);
+        }
         if healing.persistent && plan::is_stale_template(entry, draining, filter, grace, now) {
             healing.mender.end_template(entry);
         }

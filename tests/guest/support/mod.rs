@@ -7,6 +7,7 @@ pub(crate) mod netlink;
 pub(crate) mod nft;
 pub(crate) mod packet;
 pub(crate) mod syn;
+pub(crate) mod sync;
 pub(crate) mod tc;
 
 use std::{

@@ -6,7 +6,10 @@ use std::{
     fmt,
     hash::{BuildHasher as _, RandomState},
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -87,15 +90,23 @@ pub(in crate::enforce) struct Mender {
     channel: Channel,
     targets: Arc<Mutex<Targets>>,
     hasher: RandomState,
-    /// Entries told of in the pass before, and in this one.
+    /// Names of the entries told of in the pass before, and in this one.
     before: HashSet<u64>,
     told: HashSet<u64>,
+    /// Of those of the pass before, the ones that lead to another destination now.
+    moved: HashSet<u64>,
+    /// Of these, the ones whose old entry lives on for a while, too.
+    lingering: HashSet<u64>,
+    /// Those that are still where they were, with their name.
+    again: Vec<(u64, [Entry; 2])>,
     templates: HashMap<u64, Instant>,
     batch: Vec<Entry>,
     /// The message that was sent last.
     last: Option<u32>,
     /// SYNs that are held back: their entries are theirs.
     held: Arc<HeldNames>,
+    /// A weight or destination has changed since the pass began.
+    changed: Arc<AtomicBool>,
     this: Told,
     broken: Option<Instant>,
     said: Option<Instant>,
@@ -107,6 +118,7 @@ impl Mender {
         channel: Channel,
         targets: Arc<Mutex<Targets>>,
         held: Arc<HeldNames>,
+        changed: Arc<AtomicBool>,
     ) -> Self {
         Self {
             channel,
@@ -114,10 +126,14 @@ impl Mender {
             hasher: RandomState::new(),
             before: HashSet::new(),
             told: HashSet::new(),
+            moved: HashSet::new(),
+            lingering: HashSet::new(),
+            again: Vec::new(),
             templates: HashMap::new(),
             batch: Vec::with_capacity(BATCH),
             last: None,
             held,
+            changed,
             this: Told::default(),
             broken: None,
             said: None,
@@ -142,10 +158,13 @@ impl Mender {
         }
     }
 
-    /// Any entry of the table, to see what became of it.
+    /// An entry that leads to no draining destination.
     pub(in crate::enforce) fn see(&mut self, entry: &ConnEntry) {
-        if !self.before.is_empty() && self.before.contains(&self.hash(entry)) {
-            self.this.failed += 1;
+        if !self.before.is_empty() {
+            let name = self.name(entry);
+            if self.before.contains(&name) {
+                self.moved.insert(name);
+            }
         }
     }
 
@@ -165,15 +184,20 @@ impl Mender {
             .choose(entry.client, entry.service, entry.destination);
         match choice {
             Ok(choice) => {
-                let [active, inactive] = replacement(
+                let name = self.name(entry);
+                let told = replacement(
                     entry.client,
                     entry.service,
                     choice,
                     state,
                     u32::try_from(entry.expires).unwrap_or(u32::MAX),
                 );
-                self.batch.extend([active, inactive]);
-                self.told.insert(self.hash(entry));
+                self.told.insert(name);
+                if self.before.contains(&name) {
+                    self.again.push((name, told));
+                } else {
+                    self.batch.extend(told);
+                }
                 self.flush_if(self.batch.len() >= BATCH);
                 Fate::Done
             }
@@ -191,11 +215,11 @@ impl Mender {
     /// A template of a destination of weight 0: it is let end, so that the client's
     /// next connection is scheduled anew.
     pub(in crate::enforce) fn end_template(&mut self, entry: &ConnEntry) {
-        let hash = self.hash(entry);
-        if self.broken.is_some() || self.templates.contains_key(&hash) {
+        let name = self.name(entry);
+        if self.broken.is_some() || self.templates.contains_key(&name) {
             return;
         }
-        self.templates.insert(hash, Instant::now());
+        self.templates.insert(name, Instant::now());
         self.this.templates += 1;
         self.batch.push(Entry {
             protocol: entry.protocol.into(),
@@ -213,6 +237,21 @@ impl Mender {
     /// The pass is over: the last ones are told of, and the user what became of those
     /// before.
     pub(in crate::enforce) fn end(&mut self) {
+        let before = std::mem::take(&mut self.before).len();
+        let counted = std::mem::take(&mut self.lingering).len();
+        let mut failed = 0;
+        for (name, told) in std::mem::take(&mut self.again) {
+            // An entry that was in use when it was thrown away lives for another minute,
+            // behind the one in its place (`ip_vs_conn_expire`): told once more, that one
+            // would be taken for closed, whatever it carries by now.
+            if self.moved.contains(&name) {
+                self.lingering.insert(name);
+            } else {
+                failed += 1;
+                self.batch.extend(told);
+                self.flush_if(self.batch.len() >= BATCH);
+            }
+        }
         self.flush_if(!self.batch.is_empty());
         if let Some(last) = self.last
             && self.broken.is_none()
@@ -220,8 +259,9 @@ impl Mender {
         {
             self.fail(&self.channel.deaf());
         }
-        self.this.healed = (self.before.len() as u64).saturating_sub(self.this.failed);
-        self.before = HashSet::new();
+        self.this.failed = failed as u64;
+        self.this.healed = before.saturating_sub(failed + counted) as u64;
+        self.moved = HashSet::new();
         self.report();
     }
 
@@ -231,7 +271,8 @@ impl Mender {
         }
         let mut batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
         self.held.leave_out(&mut batch);
-        if batch.is_empty() {
+        // What is told now may be wrong by now; another pass is due.
+        if batch.is_empty() || self.changed.load(Ordering::Relaxed) {
             return;
         }
         let outcome = self.channel.replace(&batch).and_then(|last| {
@@ -273,9 +314,8 @@ impl Mender {
         self.unsaid = Told::default();
     }
 
-    fn hash(&self, entry: &ConnEntry) -> u64 {
-        self.hasher
-            .hash_one((entry.client, entry.service, entry.destination))
+    fn name(&self, entry: &ConnEntry) -> u64 {
+        self.hasher.hash_one((entry.client, entry.service))
     }
 }
 
