@@ -325,7 +325,7 @@ pub const MARK_PORT: u16 = 9;
 #[inline(always)]
 pub const fn message_of(server: [u8; 4]) -> Option<u32> {
     let number = u32::from_be_bytes(server);
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         Some(number / 2)
     } else {
         None

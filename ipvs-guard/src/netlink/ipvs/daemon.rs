@@ -8,7 +8,7 @@ use netlink_packet_core::{DecodeError, DefaultNla};
 use super::message::{Attributes, text, value};
 
 /// `IPVS_DAEMON_ATTR_*`.
-mod daemon {
+mod attribute {
     pub(super) const STATE: u16 = 1;
     pub(super) const MCAST_IFN: u16 = 2;
     pub(super) const SYNC_ID: u16 = 3;
@@ -41,13 +41,13 @@ pub struct DaemonStatus {
 
 impl DaemonStatus {
     pub(super) fn parse(attributes: Attributes<'_>) -> Result<Self, DecodeError> {
-        let role = match attributes.u32(daemon::STATE, "daemon state")? {
+        let role = match attributes.u32(attribute::STATE, "daemon state")? {
             MASTER => DaemonRole::Master,
             BACKUP => DaemonRole::Backup,
             other => return Err(DecodeError::from(format!("daemon state {other}"))),
         };
         let device = attributes
-            .text(daemon::MCAST_IFN)?
+            .text(attribute::MCAST_IFN)?
             .ok_or_else(|| DecodeError::from("the device of a daemon is missing"))?;
         Ok(Self {
             role,
@@ -72,16 +72,16 @@ pub struct Backup {
 impl Backup {
     pub(super) fn attributes(&self) -> Vec<DefaultNla> {
         vec![
-            value(daemon::STATE, BACKUP.to_ne_bytes()),
-            text(daemon::MCAST_IFN, &self.device),
-            value(daemon::SYNC_ID, u32::from(self.sync_id).to_ne_bytes()),
-            value(daemon::MCAST_GROUP, self.group.octets()),
-            value(daemon::MCAST_PORT, self.port.to_ne_bytes()),
+            value(attribute::STATE, BACKUP.to_ne_bytes()),
+            text(attribute::MCAST_IFN, &self.device),
+            value(attribute::SYNC_ID, u32::from(self.sync_id).to_ne_bytes()),
+            value(attribute::MCAST_GROUP, self.group.octets()),
+            value(attribute::MCAST_PORT, self.port.to_ne_bytes()),
         ]
     }
 
     /// What names the one that is to end.
     pub(super) fn key() -> Vec<DefaultNla> {
-        vec![value(daemon::STATE, BACKUP.to_ne_bytes())]
+        vec![value(attribute::STATE, BACKUP.to_ne_bytes())]
     }
 }
