@@ -21,7 +21,13 @@ use ipvs_guard::{
     netlink::ipvs::{Destination, Family, Service, ServiceId},
 };
 use ipvs_guard_common::state::ConnState;
-use nix::{errno::Errno, sys::signal::Signal};
+use nix::{
+    errno::Errno,
+    sys::{
+        resource::{Resource, setrlimit},
+        signal::Signal,
+    },
+};
 
 use crate::support::{
     PATIENCE,
@@ -358,6 +364,10 @@ fn drain(topology: &Topology, service: SocketAddr) {
 /// A SYN of somebody else for a connection that lives, whatever is done about it.
 #[test]
 fn a_forged_syn_does_a_living_connection_no_harm() {
+    const ROUNDS: u32 = 3;
+    let connections = if thorough() { 1_000 } else { 50 };
+    // Both ends of each are here.
+    setrlimit(Resource::RLIMIT_NOFILE, 8_192, 8_192).unwrap();
     for action in ["reset", "drop", "heal"] {
         let topology = incident(Families::Inet);
         let service = echo(&topology, 7_007);
@@ -366,7 +376,7 @@ fn a_forged_syn_does_a_living_connection_no_harm() {
         let connect = || TcpStream::connect(service).unwrap();
         let mut streams: Vec<TcpStream> = topology
             .client()
-            .run(|| (0..50).map(|_| connect()).collect())
+            .run(|| (0..connections).map(|_| connect()).collect())
             .unwrap();
         let talk = |streams: &mut Vec<TcpStream>| {
             for stream in streams {
@@ -380,7 +390,7 @@ fn a_forged_syn_does_a_living_connection_no_harm() {
         thread::sleep(Duration::from_secs(1));
         let from = client_address(Family::Inet);
         let sender = Sender::new(topology.client(), from, service);
-        for round in 0..3 {
+        for round in 0..ROUNDS {
             for stream in &streams {
                 let port = stream.local_addr().unwrap().port();
                 sender.send(port, 77_000 + round);
@@ -396,7 +406,7 @@ fn a_forged_syn_does_a_living_connection_no_harm() {
             .count();
         assert_eq!(
             acted,
-            150,
+            connections * ROUNDS as usize,
             "{action}: {} {}",
             ended.stderr,
             ended.stdout.lines().last().unwrap_or_default()

@@ -15,6 +15,7 @@ mod filters;
 mod forms;
 mod forms_devices;
 mod heal;
+mod heal_keepalived;
 mod heal_rolling;
 mod heal_services;
 mod heal_table;

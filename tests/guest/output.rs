@@ -1,7 +1,7 @@
 //! A reader that goes, a disk that is full.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     process::{Command, Stdio},
     time::Instant,
 };
@@ -65,4 +65,56 @@ fn a_full_disk_is_said_once_and_counted() {
     assert_eq!(said().matches("No space left").count(), 1, "{}", said());
     let last = said().lines().last().unwrap().to_owned();
     assert!(last.ends_with("events lost in all"), "{}", said());
+}
+
+/// A reader that never reads costs the file of `--output` nothing, and whoever moves
+/// that file away loses nothing either.
+#[test]
+fn a_file_has_every_event_beside_a_reader_that_stands_still() {
+    const CHANGES: usize = 6_000;
+    const FILE: &str = "/run/events.json";
+    const MOVED: &str = "/run/events.moved.json";
+    let topology = incident(Families::Inet);
+    let (reader, writer) = std::io::pipe().unwrap();
+    let errors = File::create("/run/file-sink").unwrap();
+    let mut agent = Command::new("ipvs-guard")
+        .args([
+            "watch",
+            "--output",
+            FILE,
+            "--event",
+            "drain_started,drain_ended",
+        ])
+        .stdout(writer)
+        .stderr(errors)
+        .spawn()
+        .unwrap();
+    let said = || fs::read_to_string("/run/file-sink").unwrap();
+    wait_until("ready", PATIENCE, || said().contains("ready:"));
+    let drain = |times: usize| {
+        for _ in 0..times {
+            topology.set_weight(0, 0).unwrap();
+            topology.set_weight(0, 1).unwrap();
+        }
+    };
+    drain(CHANGES / 2);
+    fs::rename(FILE, MOVED).unwrap();
+    kill(Pid::from_raw(agent.id() as i32), Signal::SIGHUP).unwrap();
+    drain(CHANGES / 2);
+    kill(Pid::from_raw(agent.id() as i32), Signal::SIGINT).unwrap();
+    assert!(agent.wait().unwrap().success());
+    let count = |path| {
+        let text = fs::read_to_string(path).unwrap();
+        assert!(
+            text.lines()
+                .all(|line| line.starts_with('{') && line.ends_with('}'))
+        );
+        text.lines()
+            .filter(|line| line.contains("ipvs.drain_"))
+            .count()
+    };
+    let (before, after) = (count(MOVED), count(FILE));
+    assert_eq!(before + after, CHANGES * 2, "{}", said());
+    assert!(after > 0);
+    drop(reader);
 }

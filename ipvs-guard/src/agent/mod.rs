@@ -8,6 +8,10 @@ use std::{
     io::{self, IsTerminal as _},
     os::fd::AsFd as _,
     path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -62,6 +66,9 @@ pub struct Settings {
     pub btf: Option<PathBuf>,
     /// What is done about stale SYNs; nothing when there is none.
     pub enforce: Option<enforce::Settings>,
+    /// Set on SIGHUP, for sinks that open their file anew; without it SIGHUP ends the
+    /// agent as it ends any program.
+    pub reopen: Option<Arc<AtomicBool>>,
 }
 
 enum Next {
@@ -100,6 +107,14 @@ pub async fn run(settings: Settings, sinks: Vec<Sink>) -> Result<(), Failure> {
         ready_at: None,
         ending_at: None,
     };
+    if let Some(reopen) = agent.settings.reopen.clone() {
+        let mut hangup = signal(SignalKind::hangup()).context("signal(SIGHUP)")?;
+        tokio::spawn(async move {
+            while hangup.recv().await.is_some() {
+                reopen.store(true, Ordering::Relaxed);
+            }
+        });
+    }
     let outcome = agent.live().await;
     let watched = match agent.ready_at {
         Some(at) => Watched::For(at.elapsed()),

@@ -4,7 +4,8 @@ use std::{
     fs::File,
     io::{self, IsTerminal as _},
     os::fd::AsFd as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -18,7 +19,7 @@ use crate::{
     event::Class,
     failure::Failure,
     settings::{self, Client, Target},
-    sink::{Human, Json, Sink},
+    sink::{Human, Json, LogFile, Rotation, Sink},
 };
 
 #[derive(Debug, clap::Args)]
@@ -80,6 +81,32 @@ pub(super) struct Args {
     #[arg(long, env = "IPVS_GUARD_TRACE")]
     trace: bool,
 
+    /// Write the events to this file as well, one JSON object a line; opened anew on
+    /// SIGHUP and when it was moved away
+    #[arg(long, value_name = "FILE", env = "IPVS_GUARD_OUTPUT")]
+    output: Option<PathBuf>,
+
+    /// Rename the file of --output to FILE.1 before it has more bytes, such as 100MB or
+    /// 64MiB; never when not given
+    #[arg(
+        long,
+        value_name = "SIZE",
+        value_parser = settings::size,
+        requires = "output",
+        env = "IPVS_GUARD_ROTATE_SIZE"
+    )]
+    rotate_size: Option<u64>,
+
+    /// How many renamed files of --output are kept, FILE.1 the youngest
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(..=10_000),
+        env = "IPVS_GUARD_ROTATE_KEEP"
+    )]
+    rotate_keep: u32,
+
     /// Take the kernel's structure layout from this BTF or ELF file
     #[arg(long, value_name = "FILE", env = "IPVS_GUARD_BTF")]
     btf: Option<PathBuf>,
@@ -110,8 +137,12 @@ impl Args {
             duration,
             max_events,
             trace,
+            output,
+            rotate_size,
+            rotate_keep,
             btf,
         } = self;
+        let reopen = Arc::new(AtomicBool::new(false));
         let settings = Settings {
             classes: classes(events, trace)?,
             filter: Filter {
@@ -126,13 +157,21 @@ impl Args {
             trace,
             btf,
             enforce,
+            reopen: output.is_some().then(|| Arc::clone(&reopen)),
         };
-        let sink = stdout_sink(format, netns.is_none())?;
+        let mut sinks = vec![stdout_sink(format, netns.is_none())?];
+        if let Some(path) = output {
+            let rotation = Rotation {
+                size: rotate_size,
+                keep: rotate_keep,
+            };
+            sinks.push(file_sink(&path, rotation, reopen)?);
+        }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .context("starting the runtime")?;
-        let outcome = runtime.block_on(agent::run(settings, vec![sink]));
+        let outcome = runtime.block_on(agent::run(settings, sinks));
         // A proof under way is not waited for: the process ends, and it with it.
         runtime.shutdown_background();
         outcome
@@ -194,6 +233,13 @@ fn stdout_sink(format: Option<Form>, many_namespaces: bool) -> Result<Sink, Fail
         }
     };
     Ok(sink.context("starting the sink")?)
+}
+
+fn file_sink(path: &Path, rotation: Rotation, reopen: Arc<AtomicBool>) -> Result<Sink, Failure> {
+    let what = format!("--output {}", path.display());
+    let file = LogFile::open(path, rotation, reopen)
+        .map_err(|error| Failure::Usage(format!("{what}: {error}")))?;
+    Ok(Sink::start("sink.file", what, Json, file).context("starting the sink")?)
 }
 
 #[cfg(test)]

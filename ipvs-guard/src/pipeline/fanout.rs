@@ -1,6 +1,6 @@
 //! One event to every sink.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, thread, time::Duration};
 
 use crate::{event::Event, pipeline::Summary, sink::Sink};
 
@@ -35,9 +35,13 @@ impl Fanout {
         taken
     }
 
+    /// Ends all of them at the same time: one that does not come to its end takes
+    /// nothing from another's.
     pub(super) fn finish(self, summary: &Summary, patience: Duration) {
-        for sink in self.sinks {
-            sink.finish(summary.clone(), patience);
-        }
+        thread::scope(|scope| {
+            for sink in self.sinks {
+                scope.spawn(move || sink.finish(summary.clone(), patience));
+            }
+        });
     }
 }

@@ -41,9 +41,30 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+/// Bytes, such as 100MB or 64MiB; not 0.
+///
+/// # Errors
+/// What is wrong with `text`.
+pub fn size(text: &str) -> Result<u64, String> {
+    match text.parse::<bytesize::ByteSize>() {
+        Ok(size) if size.as_u64() > 0 => Ok(size.as_u64()),
+        Ok(_) => Err("no bytes at all; give some, or leave it out to never rotate".into()),
+        Err(_) => Err("no size; give one such as 100MB or 64MiB".into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_bytes_with_a_unit() {
+        assert_eq!(size("64MiB"), Ok(64 << 20));
+        assert_eq!(size("100MB"), Ok(100_000_000));
+        assert_eq!(size("4096"), Ok(4_096));
+        assert!(size("0").unwrap_err().contains("no bytes"));
+        assert!(size("much").unwrap_err().contains("64MiB"));
+    }
 
     #[test]
     fn a_level_that_is_none_lists_them() {

@@ -17,7 +17,7 @@ pub struct Closed;
 /// Writes lines; counts those that a full disk or another error swallows.
 pub struct LineWriter<W> {
     out: W,
-    what: &'static str,
+    what: String,
     lost: Arc<AtomicU64>,
     /// The last write ended within a line.
     torn: bool,
@@ -26,7 +26,7 @@ pub struct LineWriter<W> {
 
 impl<W: Write> LineWriter<W> {
     /// A writer onto `out`, called `what` in messages.
-    pub const fn new(out: W, what: &'static str, lost: Arc<AtomicU64>) -> Self {
+    pub const fn new(out: W, what: String, lost: Arc<AtomicU64>) -> Self {
         Self {
             out,
             what,
@@ -145,7 +145,7 @@ mod tests {
             bytes: Vec::new(),
         };
         let lost = Arc::new(AtomicU64::new(0));
-        let mut writer = LineWriter::new(&mut disk, "test", Arc::clone(&lost));
+        let mut writer = LineWriter::new(&mut disk, "test".into(), Arc::clone(&lost));
         writer.write(b"one\ntwo\nthree\n").unwrap();
         assert_eq!(lost.load(Ordering::Relaxed), 2);
         assert_eq!(writer.last_words().unwrap(), "test: 2 events lost in all");
@@ -162,6 +162,10 @@ mod tests {
         let (reader, writer) = io::pipe().unwrap();
         drop(reader);
         let lost = Arc::new(AtomicU64::new(0));
-        assert!(LineWriter::new(writer, "pipe", lost).write(b"x\n").is_err());
+        assert!(
+            LineWriter::new(writer, "pipe".into(), lost)
+                .write(b"x\n")
+                .is_err()
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! Where events go. Each sink has a bounded queue and a thread of its own, and
 //! counts what it loses; none slows another or the ring buffer.
 
+mod file;
 mod human;
 mod json;
 mod lines;
@@ -18,7 +19,12 @@ use std::{
 use bytes::BytesMut;
 use tokio::sync::{Notify, mpsc};
 
-pub use self::{human::Human, json::Json, lines::LineWriter};
+pub use self::{
+    file::{LogFile, Rotation},
+    human::Human,
+    json::Json,
+    lines::LineWriter,
+};
 use crate::{event::Event, pipeline::Summary};
 
 /// Events that wait for a sink at most: a few MiB.
@@ -62,14 +68,14 @@ impl Sink {
     /// That of starting a thread.
     pub fn start<W: io::Write + Send + 'static>(
         stage: &'static str,
-        what: &'static str,
+        what: impl Into<String>,
         mut format: impl Format,
         out: W,
     ) -> io::Result<Self> {
         let (queue, mut inbox) = mpsc::channel::<Message>(QUEUE);
         let lost = Arc::new(AtomicU64::new(0));
         let gone = Arc::new(Notify::new());
-        let mut writer = LineWriter::new(out, what, Arc::clone(&lost));
+        let mut writer = LineWriter::new(out, what.into(), Arc::clone(&lost));
         let thread = thread::Builder::new().name(stage.into()).spawn({
             let gone = Arc::clone(&gone);
             move || {
