@@ -2,10 +2,8 @@
 
 use std::{
     collections::HashSet,
-    io::{Read as _, Write as _},
-    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     process::Command,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
     time::Duration,
 };
@@ -16,7 +14,7 @@ use ipvs_guard::{
         topology::{Families, Topology, backend_address},
     },
     netlink::{
-        ipvs::{DaemonRole, Destination, Family, Service, ServiceId},
+        ipvs::{DaemonRole, Family, ServiceId},
         route::RouteSocket,
     },
 };
@@ -30,6 +28,7 @@ use crate::{
         PATIENCE,
         agent::{Agent, Ended, netns_path},
         healthy, incident, limits,
+        long::Long,
         sync::{self, Feeder},
         thorough, wait_until,
     },
@@ -317,105 +316,32 @@ fn the_nodes_own_daemon_is_left_alone() {
     feeder.stop();
 }
 
-/// Servers of a service of its own that echo what they get.
-fn echo(topology: &Topology, port: u16) -> (SocketAddr, ServiceId) {
-    let ServiceId::Address { address, .. } = topology.service(Family::Inet) else {
-        panic!("the topology's service has an address");
-    };
-    let address = SocketAddr::new(address.ip(), port);
-    let id = ServiceId::tcp(address);
-    let mut ipvs = topology.open_ipvs().unwrap();
-    ipvs.add_service(&Service::new(id, "rr")).unwrap();
-    for number in 0..2 {
-        let server = SocketAddr::new(backend_address(number, Family::Inet).ip(), port);
-        let listener = topology
-            .backend(number)
-            .unwrap()
-            .run(|| TcpListener::bind(server).unwrap())
-            .unwrap();
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                let mut stream = stream.unwrap();
-                thread::spawn(move || {
-                    let mut bytes = [0; 1_000];
-                    while let Ok(count @ 1..) = stream.read(&mut bytes) {
-                        stream.write_all(&bytes[..count]).unwrap();
-                    }
-                });
-            }
-        });
-        ipvs.add_destination(&id, &Destination::masq(server, 1))
-            .unwrap();
-    }
-    (address, id)
-}
-
-/// Ends what waits for it, also where a test fails.
-struct Over<'a>(&'a AtomicBool);
-
-impl Drop for Over<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Connections that move data all the time, while short ones of the same service come
-/// from few ports and both servers are drained in turn: not a byte is lost.
+/// Connections that move data all the time, while short ones come from few ports and
+/// both servers are drained in turn: not a byte is lost.
 #[test]
 fn long_connections_lose_nothing() {
     let topology = incident(Families::Inet);
-    let (service, id) = echo(&topology, 7_009);
+    let long = Long::serve(&topology);
     let agent = Agent::enforce_in(topology.node(), &HEAL);
-    let streams: Vec<TcpStream> = topology
-        .client()
-        .run(|| {
-            (0..20)
-                .map(|_| TcpStream::connect(service).unwrap())
-                .collect()
-        })
-        .unwrap();
-    let over = AtomicBool::new(false);
     let rounds = if thorough() { 20 } else { 6 };
-    let moved = AtomicUsize::new(0);
     let ports: Vec<u16> = (20_000..20_100).collect();
     let mut short = Vec::new();
     thread::scope(|scope| {
-        for mut stream in streams {
-            let (over, moved) = (&over, &moved);
-            scope.spawn(move || {
-                let mut round = 0u8;
-                while !over.load(Ordering::Relaxed) {
-                    round = round.wrapping_add(1);
-                    stream.write_all(&[round; 500]).unwrap();
-                    let mut back = [0; 500];
-                    stream.read_exact(&mut back).unwrap();
-                    assert_eq!(back, [round; 500]);
-                    moved.fetch_add(back.len(), Ordering::Relaxed);
-                    thread::sleep(Duration::from_millis(5));
-                }
-            });
-        }
-        let _end = Over(&over);
-        let mut ipvs = topology.open_ipvs().unwrap();
-        let mut weigh = |number, weight| {
-            for (id, port) in [(id, 7_009), (topology.service(Family::Inet), 8_080)] {
-                let address = SocketAddr::new(backend_address(number, Family::Inet).ip(), port);
-                ipvs.set_destination(&id, &Destination::masq(address, weight))
-                    .unwrap();
-            }
-        };
+        let _end = long.begin(scope, 20);
         for round in 0..rounds {
             let number = round % 2;
-            weigh(number, 0);
-            for pause in [300, 0] {
-                short.extend(
-                    topology
-                        .connect_all(Family::Inet, &ports, limits())
-                        .unwrap(),
-                );
+            let weigh = |weight| {
+                long.set_weight(number, weight);
+                topology.set_weight(number, weight).unwrap();
+            };
+            weigh(0);
+            // Closed entries are healed within a second, and none is then on its way.
+            for pause in [300, 1_000] {
+                let attempts = topology.connect_all(Family::Inet, &ports, limits());
+                short.extend(attempts.unwrap());
                 thread::sleep(Duration::from_millis(pause));
             }
-            weigh(number, 1);
+            weigh(1);
         }
     });
     let ended = agent.stop();
@@ -426,7 +352,7 @@ fn long_connections_lose_nothing() {
     println!(
         "enforce heal beside 20 long connections: {rounds} drains, {} bytes echoed, none lost; {} \
          SYNs sent on",
-        moved.load(Ordering::Relaxed),
+        long.moved(),
         actions(&ended).len()
     );
 }

@@ -115,9 +115,11 @@ fn report(
     let Some(filter) = filter() else {
         return Ok(());
     };
+    // A service of all ports, or by mark, can have entries of any address: whoever
+    // enforces is told of its changes.
+    let any = mode(ENFORCE) && (record.fwmark != 0 || record.vip.port() == 0);
     if (filter.netns == 0 || filter.netns == record.netns)
-        && filter.vip.admits(&record.vip)
-        && filter.dest.admits(&record.dest)
+        && (any || (filter.vip.admits(&record.vip) && filter.dest.admits(&record.dest)))
     {
         emit(&record);
     }

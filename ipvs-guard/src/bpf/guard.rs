@@ -182,6 +182,16 @@ impl HeartMap {
         }
     }
 
+    /// Whether the programs act.
+    pub fn beats(&self) -> bool {
+        // SAFETY: as in `beat`.
+        let deadline = unsafe {
+            self.word(std::mem::offset_of!(Heart, deadline))
+                .read_volatile()
+        };
+        crate::clock::monotonic() < deadline
+    }
+
     /// [`Heart::drains_begun`].
     pub fn drains_begun(&self) -> u64 {
         // SAFETY: as in `beat`; the kernel writes whole words.

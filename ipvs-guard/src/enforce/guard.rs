@@ -2,8 +2,9 @@
 
 use std::{
     collections::BTreeSet,
+    net::SocketAddr,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc::{SyncSender, sync_channel},
     },
@@ -46,6 +47,26 @@ struct Healer {
     channel: Channel,
     rescues: Rescues,
     changed: Arc<AtomicBool>,
+    targets: Arc<Mutex<Targets>>,
+}
+
+impl Healer {
+    /// Nothing goes any more to a destination that drains or is removed, also before
+    /// the destinations are read anew.
+    fn withdraw(&self, record: &Record) {
+        let (Record::DestUpdate(change) | Record::DestDelete(change)) = record else {
+            return;
+        };
+        if change.weight_after != 0 {
+            return;
+        }
+        let gone = &change.dest;
+        let address = SocketAddr::new(gone.addr().ip(), gone.port());
+        self.targets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .withdraw(address);
+    }
 }
 
 /// Everything that enforces as long as ip_vs stays loaded.
@@ -183,7 +204,21 @@ impl Guard {
                 )));
             }
         }
+        self.tell_cover(&present);
         Ok(())
+    }
+
+    /// Whether a SYN can leave unseen.
+    fn tell_cover(&mut self, present: &[Device]) {
+        let all = present.iter().all(|device| {
+            !device.up
+                || device.link_layer == LinkLayer::Loopback
+                || is_ours(&device.name)
+                || self.devices.has(device)
+        });
+        if let Some(healer) = &mut self.healer {
+            healer.rescues.set_covers_all(all);
+        }
     }
 
     fn wants(&self, device: &Device) -> bool {
@@ -259,6 +294,7 @@ impl Guard {
             // A device that went meanwhile is no failure, and anything else is said.
             let _said = self.cover(loaded, device);
         }
+        self.tell_cover(&present);
     }
 
     /// Whether enforcement has begun.
@@ -338,6 +374,7 @@ impl Guard {
             Record::DestUpdate(_) | Record::DestDelete(_) => {
                 if let Some(healer) = &self.healer {
                     healer.changed.store(true, Ordering::Relaxed);
+                    healer.withdraw(&record);
                 }
                 // A scan that is due already will see this change, too.
                 let _due = self.changes.try_send(Changed);
@@ -412,7 +449,11 @@ impl Guard {
             .healer
             .as_mut()
             .and_then(|healer| healer.rescues.drain());
-        let syn = held.or_else(|| self.pending.drain())?;
+        if let Some(syn) = held {
+            // An answer would be the end of what the client's next SYN can still do.
+            return Some((Record::Stale(syn), Action::Failed));
+        }
+        let syn = self.pending.drain()?;
         self.unmet(syn)
     }
 
@@ -420,6 +461,7 @@ impl Guard {
         match ended? {
             (syn, Ending::Healed) => Some((Record::Stale(syn), Action::Healed)),
             (syn, Ending::Refused) => self.unmet(syn),
+            (syn, Ending::Unseen) => Some((Record::Stale(syn), Action::Observed)),
         }
     }
 
@@ -480,17 +522,16 @@ fn healer(
     let names = Arc::new(HeldNames::default());
     let changed = Arc::new(AtomicBool::new(false));
     let routes = RouteSocket::open().map_err(|error| Failure::Internal(error.into()))?;
-    let covers_all = settings.interfaces.is_empty();
     let healer = Healer {
         rescues: Rescues::new(
             channel.clone(),
             Arc::clone(&targets),
             Arc::clone(&names),
             routes,
-            covers_all,
         ),
         channel: channel.clone(),
         changed: Arc::clone(&changed),
+        targets: Arc::clone(&targets),
     };
     let healing = Healing {
         mender: Mender::new(channel, Arc::clone(&targets), names, Arc::clone(&changed)),

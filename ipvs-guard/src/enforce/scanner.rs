@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result};
 use ipvs_guard_common::{
     addr::Endpoint,
     filter::Filter,
-    guard::{FLOWS, FORGET, Flow, FlowKey, KNOW, NOTES, Policy, RENEW, RealNote},
+    guard::{FLOWS, FORGET, Flow, FlowKey, KNOW, NOTES, Policy, RENEW, Real, RealNote},
     state::Forwarding,
 };
 
@@ -53,8 +53,8 @@ const SHARE: u32 = 10;
 pub(super) struct Changed;
 
 type Key = (ServiceId, SocketAddr);
-/// Of each real server, [`Real::generation`](ipvs_guard_common::guard::Real).
-type Generations = HashMap<Endpoint, u64>;
+/// What the programs know of each real server.
+type Reals = HashMap<Endpoint, Real>;
 
 /// What it keeps between two scans.
 pub(super) struct Scanner {
@@ -144,7 +144,10 @@ impl Scanner {
     /// Scans until the other end of `changes` is gone.
     pub(super) fn run(mut self, changes: &Receiver<Changed>) {
         let mut failing = false;
-        let mut pause = EVERY;
+        let mut pause = match self.healing {
+            None => EVERY,
+            Some(_) => EVERY_HEALING,
+        };
         loop {
             let changed = match changes.recv_timeout(pause) {
                 // Changes come in bursts: one scan serves them all.
@@ -193,7 +196,7 @@ impl Scanner {
         if let Some(healing) = &self.healing {
             healing.changed.store(false, Ordering::Relaxed);
         }
-        let generations = self.survey(&self.known, KNOW)?;
+        let reals = self.survey(&self.known, KNOW)?;
         let now = monotonic();
         let mut found = Found::default();
         let mut draining = Draining::default();
@@ -267,7 +270,7 @@ impl Scanner {
         }
         let unseen = self.healing.as_ref().is_some_and(|h| h.mender.is_waiting());
         if (!draining.is_empty() || unseen) && self.policy.dry_run == 0 {
-            self.pass(&draining, &generations, reschedules, now)?;
+            self.pass(&draining, &reals, reschedules, now)?;
         }
         let again = changed
             || draining
@@ -288,7 +291,7 @@ impl Scanner {
     }
 
     /// What the programs know of every real server, whose wishes are `wish`.
-    fn survey(&self, addresses: &HashSet<SocketAddr>, wish: u32) -> Result<Generations> {
+    fn survey(&self, addresses: &HashSet<SocketAddr>, wish: u32) -> Result<Reals> {
         let mut notes: Vec<RealNote> = addresses
             .iter()
             .map(|address| RealNote {
@@ -298,7 +301,7 @@ impl Scanner {
             })
             .collect();
         self.maps.survey(&mut notes).context("real servers")?;
-        let known = |note: &RealNote| (note.endpoint, note.real.generation);
+        let known = |note: &RealNote| (note.endpoint, note.real);
         Ok(notes.iter().map(known).collect())
     }
 
@@ -306,7 +309,7 @@ impl Scanner {
     fn pass(
         &mut self,
         draining: &Draining,
-        generations: &Generations,
+        reals: &Reals,
         reschedules: Reschedules,
         now: u64,
     ) -> Result<()> {
@@ -326,7 +329,10 @@ impl Scanner {
                 Err(ConnTableError::Malformed { .. }) => continue,
                 Err(error) => return Err(error).context("noting stale flows"),
             };
-            if self.heals(&entry, draining, reschedules, now) {
+            if self.healing.as_mut().is_some_and(|h| !h.mender.goes_on()) {
+                break;
+            }
+            if self.heals(&entry, draining, reals, reschedules, now) {
                 continue;
             }
             let planned = plan::flow(
@@ -339,8 +345,8 @@ impl Scanner {
                 now,
             );
             let Some(planned) = planned else { continue };
-            if let Some(generation) = generations.get(&planned.dest) {
-                batch.extend(self.note(&planned, *generation, now));
+            if let Some(real) = reals.get(&planned.dest) {
+                batch.extend(self.note(&planned, real.generation, now));
             }
             if batch.len() >= NOTES {
                 self.maps.note_flows(&batch).context("noting stale flows")?;
@@ -360,6 +366,7 @@ impl Scanner {
         &mut self,
         entry: &ConnEntry,
         draining: &Draining,
+        reals: &Reals,
         reschedules: Reschedules,
         now: u64,
     ) -> bool {
@@ -375,7 +382,15 @@ impl Scanner {
         }
         let states = self.policy.states;
         let state = plan::mendable(entry, draining, reschedules, filter, states, grace, now);
+        // Its SYNs are left alone as well.
+        let answers = reals
+            .get(&plan::endpoint(entry.destination))
+            .is_some_and(|real| {
+                now.saturating_sub(real.answered) < self.policy.heal_unless_answering_ns
+            });
         match state {
+            // Nothing holds SYNs back before the first beat.
+            Some(_) if answers || !self.heart.beats() => true,
             Some(state) => healing.mender.mend(entry, state) == Fate::Done,
             None => true,
         }

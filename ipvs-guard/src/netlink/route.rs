@@ -42,6 +42,8 @@ pub struct Device {
     pub index: u32,
     /// Its name.
     pub name: String,
+    /// Whether it is set up (`IFF_UP`).
+    pub up: bool,
     /// What stands before the network header of its packets.
     pub link_layer: LinkLayer,
     /// Its Ethernet address; none on devices without one.
@@ -478,6 +480,7 @@ fn device(message: &LinkMessage) -> Option<Device> {
     Some(Device {
         index: message.header.index,
         name,
+        up: message.header.flags.contains(LinkFlags::Up),
         link_layer: message.header.link_layer_type.into(),
         mac: mac_of(message),
         physical: kind(message).is_none(),

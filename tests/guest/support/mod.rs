@@ -3,6 +3,7 @@
 pub(crate) mod agent;
 pub(crate) mod capture;
 pub(crate) mod device;
+pub(crate) mod long;
 pub(crate) mod netlink;
 pub(crate) mod nft;
 pub(crate) mod packet;

@@ -44,6 +44,8 @@ const MESSAGE: usize = 1_368;
 /// Messages that the daemon may have before it: more would wait where they can no
 /// longer be taken back.
 const AHEAD: u32 = 4;
+/// How many ports are tried: one may be another program's.
+const PORTS: u32 = 5;
 /// How long it may take for one of them, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long it is not tried again after it took nothing.
@@ -71,6 +73,12 @@ pub(super) enum ChannelError {
          accept what comes in by {PREFIX}*"
     )]
     Deaf(String),
+    /// `start_sync_thread` answers EINVAL.
+    #[error(
+        "the kernel starts no sync daemon (EINVAL), as it does where a service has a destination of \
+         another address family"
+    )]
+    Refused,
     /// The kernel refuses it.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -218,7 +226,9 @@ impl Channel {
                     size <= MESSAGE
                 })
                 .count();
-            let (now, later) = rest.split_at(fits.max(1));
+            // Pairs stay together: a SYN in between would find the entry half done.
+            let even = if fits < rest.len() { fits & !1 } else { fits };
+            let (now, later) = rest.split_at(even.max(1));
             last = self.lock().tell(now)?;
             rest = later;
         }
@@ -338,17 +348,24 @@ impl Inner {
         if sysctl::read("net/ipv4/vs/backup_only").is_ok_and(set) {
             return Err(ChannelError::BackupOnly);
         }
-        let [a, b, c, d] = random().map_err(ChannelError::Send)?;
-        let backup = Backup {
-            device: self.device.clone(),
-            // Of the block that no router forwards: the kernel takes a message
-            // without a source address only there (`ip_mc_validate_source`).
-            group: Ipv4Addr::new(224, 0, 0, 128 | a),
-            port: u16::from_be_bytes([0xc0 | b, c]),
-            sync_id: d.max(1),
-        };
-        match self.ipvs.start_backup(&backup) {
+        let mut backup = self.draw()?;
+        let mut started = self.ipvs.start_backup(&backup);
+        for _ in 0..PORTS {
+            if !matches!(&started, Err(NetlinkError::Kernel { source, .. })
+                if source.kind() == io::ErrorKind::AddrInUse)
+            {
+                break;
+            }
+            backup = self.draw()?;
+            started = self.ipvs.start_backup(&backup);
+        }
+        match started {
             Ok(()) => Ok(backup),
+            Err(NetlinkError::Kernel { source, .. })
+                if source.kind() == io::ErrorKind::InvalidInput =>
+            {
+                Err(ChannelError::Refused)
+            }
             Err(NetlinkError::Exists { .. }) => {
                 let device = self
                     .ipvs
@@ -360,6 +377,18 @@ impl Inner {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn draw(&self) -> Result<Backup, ChannelError> {
+        let [a, b, c, d] = random().map_err(ChannelError::Send)?;
+        Ok(Backup {
+            device: self.device.clone(),
+            // Of the block that no router forwards: the kernel takes a message
+            // without a source address only there (`ip_mc_validate_source`).
+            group: Ipv4Addr::new(224, 0, 0, 128 | a),
+            port: u16::from_be_bytes([0xc0 | b, c]),
+            sync_id: d.max(1),
+        })
     }
 
     fn stop(&mut self) {

@@ -30,6 +30,10 @@ use crate::{netlink::conntable::ConnEntry, say::say};
 const ENDING: u64 = 2;
 /// Entries that are told of at once: a full message of IPv4.
 const BATCH: usize = 38;
+/// How long an entry that was read may wait to be told of.
+const WAIT: Duration = Duration::from_millis(50);
+/// After this it is not told of: it may have ended, and be another by now.
+const STALE: Duration = Duration::from_secs(1);
 /// How long a template that was to end is left alone.
 const TEMPLATE_PAUSE: Duration = Duration::from_secs(5);
 /// How often the user is told at most.
@@ -101,6 +105,11 @@ pub(in crate::enforce) struct Mender {
     again: Vec<(u64, [Entry; 2])>,
     templates: HashMap<u64, Instant>,
     batch: Vec<Entry>,
+    /// When the first of these was read.
+    read_at: Instant,
+    /// Templates that are to be told of.
+    ending: Vec<Entry>,
+    began: Instant,
     /// The message that was sent last.
     last: Option<u32>,
     /// SYNs that are held back: their entries are theirs.
@@ -131,6 +140,9 @@ impl Mender {
             again: Vec::new(),
             templates: HashMap::new(),
             batch: Vec::with_capacity(BATCH),
+            read_at: Instant::now(),
+            ending: Vec::new(),
+            began: Instant::now(),
             last: None,
             held,
             changed,
@@ -151,11 +163,25 @@ impl Mender {
         self.before = std::mem::take(&mut self.told);
         self.templates
             .retain(|_, ended| ended.elapsed() < TEMPLATE_PAUSE);
+        // Of a pass that did not come to its end.
+        self.batch.clear();
+        self.ending.clear();
+        self.again.clear();
+        self.moved.clear();
+        self.began = Instant::now();
         self.last = None;
         self.this = Told::default();
         if self.broken.is_some_and(|since| since.elapsed() >= PAUSE) {
             self.broken = None;
         }
+    }
+
+    /// Between two entries: whether the pass is to go on.
+    pub(in crate::enforce) fn goes_on(&mut self) -> bool {
+        if !self.batch.is_empty() && self.read_at.elapsed() >= WAIT {
+            self.flush();
+        }
+        !self.changed.load(Ordering::Relaxed)
     }
 
     /// An entry that leads to no draining destination.
@@ -196,9 +222,8 @@ impl Mender {
                 if self.before.contains(&name) {
                     self.again.push((name, told));
                 } else {
-                    self.batch.extend(told);
+                    self.put(told);
                 }
-                self.flush_if(self.batch.len() >= BATCH);
                 Fate::Done
             }
             Err(Nowhere::NoneAlive) => {
@@ -221,7 +246,7 @@ impl Mender {
         }
         self.templates.insert(name, Instant::now());
         self.this.templates += 1;
-        self.batch.push(Entry {
+        self.ending.push(Entry {
             protocol: entry.protocol.into(),
             flags: CONN_TEMPLATE,
             state: 0,
@@ -231,7 +256,6 @@ impl Mender {
             fwmark: 0,
             timeout: 1,
         });
-        self.flush_if(self.batch.len() >= BATCH);
     }
 
     /// The pass is over: the last ones are told of, and the user what became of those
@@ -248,11 +272,19 @@ impl Mender {
                 self.lingering.insert(name);
             } else {
                 failed += 1;
-                self.batch.extend(told);
-                self.flush_if(self.batch.len() >= BATCH);
+                if self.began.elapsed() < STALE {
+                    self.put(told);
+                } else {
+                    self.told.remove(&name);
+                }
             }
         }
-        self.flush_if(!self.batch.is_empty());
+        self.flush();
+        for templates in std::mem::take(&mut self.ending).chunks(BATCH) {
+            self.batch = templates.to_vec();
+            self.read_at = Instant::now();
+            self.flush();
+        }
         if let Some(last) = self.last
             && self.broken.is_none()
             && !self.channel.wait(last, true)
@@ -265,14 +297,29 @@ impl Mender {
         self.report();
     }
 
-    fn flush_if(&mut self, wanted: bool) {
-        if !wanted {
-            return;
+    fn put(&mut self, told: [Entry; 2]) {
+        if self.batch.is_empty() {
+            self.read_at = Instant::now();
         }
+        self.batch.extend(told);
+        if self.batch.len() >= BATCH {
+            self.flush();
+        }
+    }
+
+    fn flush(&mut self) {
         let mut batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
         self.held.leave_out(&mut batch);
-        // What is told now may be wrong by now; another pass is due.
-        if batch.is_empty() || self.changed.load(Ordering::Relaxed) {
+        // What would be told may be wrong by now; another pass is due.
+        let stale = self.read_at.elapsed() >= STALE || self.changed.load(Ordering::Relaxed);
+        if stale || self.broken.is_some() {
+            for entry in &batch {
+                let name = self.hasher.hash_one((entry.client, entry.service));
+                self.told.remove(&name);
+            }
+            return;
+        }
+        if batch.is_empty() {
             return;
         }
         let outcome = self.channel.replace(&batch).and_then(|last| {

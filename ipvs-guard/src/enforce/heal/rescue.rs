@@ -42,8 +42,13 @@ const TO_LOOK: Duration = Duration::from_millis(200);
 const TO_RETURN: Duration = Duration::from_millis(100);
 /// How often that is tried.
 const TRIES: u32 = 3;
+/// How long after its record the packet of a SYN may come: other processors' records
+/// can be in between.
+const TO_PACKET: Duration = Duration::from_millis(50);
 /// SYNs that are held back at once, at most.
 const MOST: usize = 16_384;
+/// Entries that are told of at once: a full message of IPv4.
+const TOGETHER: usize = 38;
 /// Life of a new entry until its SYN comes, in seconds.
 const LIFE: u32 = 5;
 
@@ -53,6 +58,8 @@ pub(in crate::enforce) enum Ending {
     Healed,
     /// It cannot: it is to be answered with a reset.
     Refused,
+    /// It left by a device that is not watched, or waits to.
+    Unseen,
 }
 
 /// SYNs that are held back.
@@ -68,8 +75,12 @@ pub(in crate::enforce) struct Rescues {
     raw: HashMap<bool, RawSocket>,
     /// Whether a SYN that did not come to a device has surely not left.
     covers_all: bool,
-    /// The record before its packet's.
-    last: Option<SynRecord>,
+    /// Records whose packet is to come.
+    awaiting: VecDeque<(SynRecord, Instant)>,
+    /// Entries that are to be told of, all at once.
+    outbox: Vec<(u64, Entry)>,
+    /// Those that cannot be told of.
+    refused: VecDeque<u64>,
     held: HashMap<u64, Rescue>,
     places: HashMap<VerdictKey, u64>,
     due: BinaryHeap<Reverse<(Instant, u64, u32)>>,
@@ -90,6 +101,8 @@ struct Rescue {
     stage: Stage,
     entry: OldEntry,
     tries: u32,
+    /// How far the daemon was when it was looked at last.
+    heard: u32,
     serial: u32,
 }
 
@@ -101,7 +114,7 @@ enum Stage {
     Waiting {
         /// Since when the kernel is told of it.
         since: Instant,
-        /// By which message; `None`: by one that was under way.
+        /// By which message; `None`: by one that was under way, or will be.
         message: Option<u32>,
     },
     /// It was sent on although it is not known what became of its entry.
@@ -132,7 +145,6 @@ impl Rescues {
         targets: Arc<Mutex<Targets>>,
         names: Arc<HeldNames>,
         routes: RouteSocket,
-        covers_all: bool,
     ) -> Self {
         Self {
             channel,
@@ -142,8 +154,10 @@ impl Rescues {
             ready: VecDeque::new(),
             routes,
             raw: HashMap::new(),
-            covers_all,
-            last: None,
+            covers_all: false,
+            awaiting: VecDeque::new(),
+            outbox: Vec::new(),
+            refused: VecDeque::new(),
             held: HashMap::new(),
             places: HashMap::new(),
             due: BinaryHeap::new(),
@@ -154,10 +168,19 @@ impl Rescues {
         }
     }
 
-    /// A SYN was held back; its packet follows. Gives back the one before if its packet
-    /// was lost.
+    /// Whether every device by which a SYN could leave is watched.
+    pub(in crate::enforce) const fn set_covers_all(&mut self, covers_all: bool) {
+        self.covers_all = covers_all;
+    }
+
+    /// A SYN was held back; its packet follows. Gives back one whose packet was lost.
     pub(in crate::enforce) fn held(&mut self, syn: SynRecord) -> Option<SynRecord> {
-        self.last.replace(syn)
+        self.awaiting.push_back((syn, Instant::now()));
+        if self.awaiting.len() > MOST {
+            self.awaiting.pop_front().map(|(lost, _)| lost)
+        } else {
+            None
+        }
     }
 
     /// The packet of that SYN. Gives back what cannot be held any longer.
@@ -166,7 +189,12 @@ impl Rescues {
         record: &PacketRecord,
         place: impl Fn(&SynRecord) -> VerdictKey,
     ) -> Option<(SynRecord, Ending)> {
-        let syn = self.last.take_if(|syn| syn.seq == record.seq)?;
+        let client = record.packet().and_then(client);
+        let mine = |syn: &SynRecord| {
+            syn.seq == record.seq && client.is_none_or(|client| client == address(&syn.client))
+        };
+        let at = self.awaiting.iter().rposition(|(syn, _)| mine(syn))?;
+        let (syn, _) = self.awaiting.remove(at)?;
         if let Some(first) = self.held.get_mut(&record.conn) {
             // The same SYN once more, or the next one: the first is on its way.
             if first.stage == Stage::Tried {
@@ -188,6 +216,7 @@ impl Rescues {
             stage: Stage::Leaving,
             entry: OldEntry::default(),
             tries: 0,
+            heard: 0,
             serial: 0,
         };
         self.names.add(address(&syn.client), address(&syn.vip));
@@ -231,8 +260,38 @@ impl Rescues {
         }
     }
 
-    /// One that can be sent on.
+    /// Tells of what came together.
+    fn flush(&mut self) {
+        while !self.outbox.is_empty() {
+            let count = self.outbox.len().min(TOGETHER);
+            let (conns, entries): (Vec<u64>, Vec<Entry>) = self.outbox.drain(..count).unzip();
+            match self.channel.replace(&entries) {
+                Ok(last) => {
+                    for conn in &conns {
+                        if let Some(rescue) = self.held.get_mut(conn)
+                            && let Stage::Waiting { message, .. } = &mut rescue.stage
+                        {
+                            *message = Some(last);
+                        }
+                    }
+                }
+                Err(error) => {
+                    self.complain(&error.to_string());
+                    self.refused.extend(conns);
+                }
+            }
+        }
+    }
+
+    /// One that can be sent on, or cannot be held any longer.
     pub(in crate::enforce) fn ready(&mut self) -> Option<(SynRecord, Ending)> {
+        self.flush();
+        while let Some(conn) = self.refused.pop_front() {
+            let ended = self.end(conn, Ending::Refused);
+            if ended.is_some() {
+                return ended;
+            }
+        }
         while let Some(conn) = self.ready.pop_front() {
             let ready = self.held.get(&conn).is_some_and(|rescue| {
                 matches!(rescue.stage, Stage::Waiting { .. }) && rescue.has_new_entry()
@@ -246,9 +305,17 @@ impl Rescues {
 
     /// When the next one is due.
     pub(in crate::enforce) fn next_due(&mut self) -> Option<Instant> {
-        if !self.ready.is_empty() {
+        if !self.ready.is_empty() || !self.outbox.is_empty() {
             return Some(Instant::now());
         }
+        self.next_timer().into_iter().chain(self.next_lost()).min()
+    }
+
+    fn next_lost(&self) -> Option<Instant> {
+        self.awaiting.front().map(|(_, since)| *since + TO_PACKET)
+    }
+
+    fn next_timer(&mut self) -> Option<Instant> {
         while let Some(Reverse((due, conn, serial))) = self.due.peek() {
             if self.held.get(conn).is_some_and(|r| r.serial == *serial) {
                 return Some(*due);
@@ -260,14 +327,21 @@ impl Rescues {
 
     /// One that is due.
     pub(in crate::enforce) fn overdue(&mut self, now: Instant) -> Option<(SynRecord, Ending)> {
-        while self.next_due()? <= now {
+        if self.next_lost().is_some_and(|due| due <= now) {
+            return self
+                .awaiting
+                .pop_front()
+                .map(|(syn, _)| (syn, Ending::Refused));
+        }
+        while self.next_timer()? <= now {
             let Reverse((_, conn, _)) = self.due.pop()?;
             let Some(rescue) = self.held.get(&conn) else {
                 continue;
             };
             let ended = match rescue.stage {
                 Stage::Leaving if self.covers_all => self.left(conn),
-                Stage::Leaving => self.end(conn, Ending::Refused),
+                // It may have left, and be answered.
+                Stage::Leaving => self.end(conn, Ending::Unseen),
                 Stage::Waiting { since, message } => self.look(conn, since, message),
                 Stage::Tried => self.end(conn, Ending::Healed),
             };
@@ -278,8 +352,11 @@ impl Rescues {
         None
     }
 
-    /// Any that is left: the agent ends, and the client tries again by itself.
+    /// Any that is left: the agent ends, and the client repeats its SYN by itself.
     pub(in crate::enforce) fn drain(&mut self) -> Option<SynRecord> {
+        if let Some((syn, _)) = self.awaiting.pop_front() {
+            return Some(syn);
+        }
         let conn = *self.held.keys().next()?;
         self.end(conn, Ending::Refused).map(|(syn, _)| syn)
     }
@@ -328,20 +405,18 @@ impl Rescues {
             fwmark: choice.fwmark,
             timeout: LIFE,
         };
-        match self.channel.replace(&[entry]) {
-            Ok(message) => {
-                rescue.stage = Stage::Waiting {
-                    since: Instant::now(),
-                    message: Some(message),
-                };
-                self.wake(conn, TO_LOOK);
-                None
-            }
-            Err(error) => {
-                self.complain(&error.to_string());
-                self.end(conn, Ending::Refused)
-            }
-        }
+        let since = match rescue.stage {
+            Stage::Waiting { since, .. } => since,
+            Stage::Leaving | Stage::Tried => Instant::now(),
+        };
+        rescue.stage = Stage::Waiting {
+            since,
+            message: None,
+        };
+        rescue.heard = self.channel.heard();
+        self.outbox.push((conn, entry));
+        self.wake(conn, TO_LOOK);
+        None
     }
 
     /// The entry is not known to be re-pointed after a while.
@@ -351,15 +426,23 @@ impl Rescues {
         since: Instant,
         message: Option<u32>,
     ) -> Option<(SynRecord, Ending)> {
-        if message.is_some_and(|message| self.channel.heard() < message) {
+        let heard = self.channel.heard();
+        let rescue = self.held.get_mut(&conn)?;
+        if message.is_some_and(|message| heard < message) {
+            let moved = std::mem::replace(&mut rescue.heard, heard) != heard;
             if since.elapsed() < TO_REPLACE {
-                self.wake(conn, TO_LOOK);
-                return None;
+                if moved {
+                    self.wake(conn, TO_LOOK);
+                    return None;
+                }
+                // What it was told was lost, or it has no time: more does no harm.
+                return self.tell(conn);
             }
-            self.complain(&self.channel.deaf().to_string());
+            if !moved {
+                self.complain(&self.channel.deaf().to_string());
+            }
             return self.end(conn, Ending::Refused);
         }
-        let rescue = self.held.get_mut(&conn)?;
         rescue.tries += 1;
         if rescue.tries > TRIES {
             self.complain("an entry stays as it is whatever the backup daemon is told");
@@ -467,6 +550,20 @@ impl Rescues {
 
 fn address(end: &Endpoint) -> SocketAddr {
     SocketAddr::new(end.addr().ip(), end.port())
+}
+
+/// Who sent a packet.
+fn client(packet: &[u8]) -> Option<SocketAddr> {
+    let sliced = SlicedPacket::from_ip(packet).ok()?;
+    let Some(TransportSlice::Tcp(tcp)) = sliced.transport else {
+        return None;
+    };
+    let ip: IpAddr = match sliced.net? {
+        NetSlice::Ipv4(ip) => ip.header().source_addr().into(),
+        NetSlice::Ipv6(ip) => ip.header().source_addr().into(),
+        NetSlice::Arp(_) => return None,
+    };
+    Some(SocketAddr::new(ip, tcp.source_port()))
 }
 
 /// The packet with its TCP checksum made right: a device was to do that, or one has

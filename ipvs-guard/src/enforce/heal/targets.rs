@@ -70,6 +70,15 @@ impl Targets {
         self.services = now;
     }
 
+    /// A destination serves nothing new from now on.
+    pub(in crate::enforce) fn withdraw(&mut self, address: SocketAddr) {
+        for target in self.services.values_mut().flatten() {
+            if target.address == address {
+                target.weight = 0;
+            }
+        }
+    }
+
     /// Chooses by weight where the entry of `client` and `service` goes that leads to
     /// `from`: always the same destination as long as there are the same ones, whoever
     /// asks. An entry may be told of twice, and is not to be moved twice: the second
@@ -210,6 +219,16 @@ mod tests {
             targets.choose(at(CLIENT), at(SERVICE), from),
             Err(Nowhere::NoneAlive)
         );
+        let mut withdrawn = Targets::default();
+        let two = |weight| {
+            ["198.51.100.2:8080", "198.51.100.6:8080"]
+                .map(|text| Target::new(at(text), Forwarding::Masq, weight, false))
+                .to_vec()
+        };
+        withdrawn.renew([(service, two(1))].into());
+        withdrawn.withdraw(from);
+        let choice = withdrawn.choose(at(CLIENT), at(SERVICE), from).unwrap();
+        assert_eq!(choice.destination, at("198.51.100.6:8080"));
         for (forwarding, full) in [(Forwarding::Dr, false), (Forwarding::Masq, true)] {
             let list = targets.services.get_mut(&service).unwrap();
             list[1] = Target::new(at("198.51.100.6:8080"), forwarding, 1, full);
