@@ -19,7 +19,7 @@ use crate::vm::{Guest, GuestFile, Outcome};
 
 /// Where the guest has the tests.
 const TESTS: &str = "/usr/bin/guest-tests";
-/// Kernels on which every field of the layout is tried in a wrong place: the
+/// Kernels on which more is tried, as every field of the layout in a wrong place: the
 /// structures are those of 5.10 to 6.18 on the one, and the new ones on the other.
 const THOROUGH: [Label; 2] = [Label::V6_1, Label::V7_2];
 /// What one guest may take.
@@ -139,10 +139,14 @@ fn guest(kernel: Label, tests: &GuestFile, filter: Option<&str>) -> Guest {
     // One after the other: they remove ip_vs, or fill the machine.
     let mut command = vec![TESTS, "--test-threads=1", "--nocapture"];
     command.extend(filter);
+    let mut tools = Vec::new();
     if THOROUGH.contains(&kernel) {
         command.splice(0..0, ["env", "IPVS_GUARD_THOROUGH=1"]);
+        // Sets weights as it does on real nodes.
+        tools.push("keepalived".to_owned());
     }
     Guest {
+        tools,
         files: vec![tests.clone()],
         wire: true,
         load: vec!["virtio_net".into()],
