@@ -30,7 +30,7 @@ use crate::{
         healthy, incident, limits,
         long::Long,
         sync::{self, Feeder},
-        thorough, wait_until,
+        table_grows, thorough, wait_until,
     },
 };
 
@@ -98,8 +98,8 @@ fn stale_entries_are_re_pointed() {
         let mut entries = topology.connections().unwrap();
         // The mark of the last message.
         entries.retain(|entry| entry.client.ip() != IpAddr::from(MARK));
-        assert_eq!(alive.active, 0);
-        assert_eq!(alive.inactive as usize, entries.len());
+        assert!(alive.active == 0 || table_grows(), "{}", alive.active);
+        assert_eq!((alive.active + alive.inactive) as usize, entries.len());
         let attempts = topology
             .connect_all(family, &ports.collect::<Vec<_>>(), limits())
             .unwrap();
