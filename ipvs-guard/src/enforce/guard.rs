@@ -13,6 +13,7 @@ use std::{
 };
 
 use ipvs_guard_common::{
+    addr::Endpoint,
     decode::Record,
     event::{Header, SynRecord},
     filter::Filter,
@@ -51,21 +52,22 @@ struct Healer {
 }
 
 impl Healer {
-    /// Nothing goes any more to a destination that drains or is removed, also before
-    /// the destinations are read anew.
-    fn withdraw(&self, record: &Record) {
+    /// What is sent on goes by the new weight at once, also before the destinations are
+    /// read anew.
+    fn follow(&self, record: &Record) {
         let (Record::DestUpdate(change) | Record::DestDelete(change)) = record else {
             return;
         };
-        if change.weight_after != 0 {
-            return;
-        }
-        let gone = &change.dest;
-        let address = SocketAddr::new(gone.addr().ip(), gone.port());
+        let address = |end: &Endpoint| SocketAddr::new(end.addr().ip(), end.port());
         self.targets
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .withdraw(address);
+            .set_weight(
+                change.fwmark,
+                address(&change.vip),
+                address(&change.dest),
+                u32::try_from(change.weight_after).unwrap_or(0),
+            );
     }
 }
 
@@ -374,7 +376,7 @@ impl Guard {
             Record::DestUpdate(_) | Record::DestDelete(_) => {
                 if let Some(healer) = &self.healer {
                     healer.changed.store(true, Ordering::Relaxed);
-                    healer.withdraw(&record);
+                    healer.follow(&record);
                 }
                 // A scan that is due already will see this change, too.
                 let _due = self.changes.try_send(Changed);

@@ -247,7 +247,10 @@ impl Scanner {
                 .targets
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            targets.renew(services);
+            // What was read before a change is older than what the change told.
+            if targets.is_empty() || !healing.changed.load(Ordering::Relaxed) {
+                targets.renew(services);
+            }
         }
         // The gone ones first: in a map that is full the others need their places.
         let gone: HashSet<SocketAddr> = self.known.difference(&present).copied().collect();

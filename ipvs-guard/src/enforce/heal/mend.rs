@@ -101,6 +101,9 @@ pub(in crate::enforce) struct Mender {
     moved: HashSet<u64>,
     /// Of these, the ones whose old entry lives on for a while, too.
     lingering: HashSet<u64>,
+    /// Those of the pass before that did not seem to be re-pointed: a table that changes
+    /// while it is read can hide an entry once.
+    suspects: HashSet<u64>,
     /// Those that are still where they were, with their name.
     again: Vec<(u64, [Entry; 2])>,
     templates: HashMap<u64, Instant>,
@@ -137,6 +140,7 @@ impl Mender {
             told: HashSet::new(),
             moved: HashSet::new(),
             lingering: HashSet::new(),
+            suspects: HashSet::new(),
             again: Vec::new(),
             templates: HashMap::new(),
             batch: Vec::with_capacity(BATCH),
@@ -263,13 +267,17 @@ impl Mender {
     pub(in crate::enforce) fn end(&mut self) {
         let before = std::mem::take(&mut self.before).len();
         let counted = std::mem::take(&mut self.lingering).len();
-        let mut failed = 0;
+        let suspects = std::mem::take(&mut self.suspects);
+        let (mut failed, mut open) = (0, 0);
         for (name, told) in std::mem::take(&mut self.again) {
             // An entry that was in use when it was thrown away lives for another minute,
             // behind the one in its place (`ip_vs_conn_expire`): told once more, that one
             // would be taken for closed, whatever it carries by now.
             if self.moved.contains(&name) {
                 self.lingering.insert(name);
+            } else if !suspects.contains(&name) {
+                self.suspects.insert(name);
+                open += 1;
             } else {
                 failed += 1;
                 if self.began.elapsed() < STALE {
@@ -292,7 +300,7 @@ impl Mender {
             self.fail(&self.channel.deaf());
         }
         self.this.failed = failed as u64;
-        self.this.healed = before.saturating_sub(failed + counted) as u64;
+        self.this.healed = before.saturating_sub(failed + counted + open) as u64;
         self.moved = HashSet::new();
         self.report();
     }

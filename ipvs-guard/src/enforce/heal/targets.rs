@@ -70,11 +70,28 @@ impl Targets {
         self.services = now;
     }
 
-    /// A destination serves nothing new from now on.
-    pub(in crate::enforce) fn withdraw(&mut self, address: SocketAddr) {
-        for target in self.services.values_mut().flatten() {
-            if target.address == address {
-                target.weight = 0;
+    /// Whether nothing was read yet.
+    pub(in crate::enforce) fn is_empty(&self) -> bool {
+        self.services.is_empty()
+    }
+
+    /// The weight of a destination changes, or it goes: 0. Its service has a firewall
+    /// mark, or this address if that is 0.
+    pub(in crate::enforce) fn set_weight(
+        &mut self,
+        fwmark: u32,
+        service: SocketAddr,
+        destination: SocketAddr,
+        weight: u32,
+    ) {
+        for (id, targets) in &mut self.services {
+            let is_its = match id {
+                ServiceId::Fwmark { mark, .. } => *mark == fwmark,
+                ServiceId::Address { address, .. } => fwmark == 0 && *address == service,
+            };
+            let target = targets.iter_mut().find(|t| t.address == destination);
+            if let Some(target) = target.filter(|_| is_its) {
+                target.weight = weight;
             }
         }
     }
@@ -110,6 +127,7 @@ impl Targets {
             .iter()
             .filter(|target| {
                 target.weight > 0
+                    && !same(target)
                     && !target.full
                     && target.forwarding == forwarding
                     && target.address.is_ipv4() == from.is_ipv4()
@@ -226,9 +244,12 @@ mod tests {
                 .to_vec()
         };
         withdrawn.renew([(service, two(1))].into());
-        withdrawn.withdraw(from);
+        withdrawn.set_weight(0, at(SERVICE), from, 0);
+        let other = at("198.51.100.6:8080");
+        withdrawn.set_weight(7, at(SERVICE), other, 0);
+        withdrawn.set_weight(0, at("203.0.113.9:80"), other, 0);
         let choice = withdrawn.choose(at(CLIENT), at(SERVICE), from).unwrap();
-        assert_eq!(choice.destination, at("198.51.100.6:8080"));
+        assert_eq!(choice.destination, other);
         for (forwarding, full) in [(Forwarding::Dr, false), (Forwarding::Masq, true)] {
             let list = targets.services.get_mut(&service).unwrap();
             list[1] = Target::new(at("198.51.100.6:8080"), forwarding, 1, full);
