@@ -335,7 +335,7 @@ impl Guard {
         match &record {
             Record::Stale(syn) if syn.header.has(Header::ARMED) && syn.header.has(Header::HELD) => {
                 let lost = self.healer.as_mut()?.rescues.held(*syn)?;
-                self.unmet(lost)
+                Some((Record::Stale(lost), Action::Failed))
             }
             Record::Packet(packet) => {
                 let ended = self.healer.as_mut()?.rescues.packet(packet, pending::key);
@@ -463,6 +463,7 @@ impl Guard {
         match ended? {
             (syn, Ending::Healed) => Some((Record::Stale(syn), Action::Healed)),
             (syn, Ending::Refused) => self.unmet(syn),
+            (syn, Ending::Lost) => Some((Record::Stale(syn), Action::Failed)),
             (syn, Ending::Unseen) => Some((Record::Stale(syn), Action::Observed)),
         }
     }

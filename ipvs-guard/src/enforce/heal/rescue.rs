@@ -43,8 +43,8 @@ const TO_RETURN: Duration = Duration::from_millis(100);
 /// How often that is tried.
 const TRIES: u32 = 3;
 /// How long after its record the packet of a SYN may come: other processors' records
-/// can be in between.
-const TO_PACKET: Duration = Duration::from_millis(50);
+/// can be in between, and a virtual processor can be taken away in between.
+const TO_PACKET: Duration = Duration::from_millis(500);
 /// SYNs that are held back at once, at most.
 const MOST: usize = 16_384;
 /// Entries that are told of at once: a full message of IPv4.
@@ -58,6 +58,8 @@ pub(in crate::enforce) enum Ending {
     Healed,
     /// It cannot: it is to be answered with a reset.
     Refused,
+    /// Its packet was lost: the client's next SYN is held in its place.
+    Lost,
     /// It left by a device that is not watched, or waits to.
     Unseen,
 }
@@ -331,7 +333,7 @@ impl Rescues {
             return self
                 .awaiting
                 .pop_front()
-                .map(|(syn, _)| (syn, Ending::Refused));
+                .map(|(syn, _)| (syn, Ending::Lost));
         }
         while self.next_timer()? <= now {
             let Reverse((_, conn, _)) = self.due.pop()?;
