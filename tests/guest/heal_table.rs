@@ -47,9 +47,13 @@ fn fill(topology: &Topology, count: usize) {
     };
     let entries: Vec<Entry> = (0..count).map(entry).collect();
     let feeder = Feeder::start(topology);
-    // What was lost the first time is made the second.
-    for _ in 0..2 {
+    // What was lost the first time is made the next.
+    for _ in 0..8 {
         feeder.make(&entries, 3_000);
+        thread::sleep(Duration::from_millis(300));
+        if left(topology) as usize == count {
+            break;
+        }
     }
     feeder.stop();
     let made = topology.destination(0, Family::Inet).unwrap();
