@@ -48,8 +48,10 @@ const AHEAD: u32 = 4;
 const PORTS: u32 = 5;
 /// How long it may take for one of them, on a machine that is busy.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long it is not tried again after it took nothing.
-pub(super) const PAUSE: Duration = Duration::from_secs(30);
+/// How long it is not tried again after it took nothing: it may only have had no time.
+const DEAF: Duration = Duration::from_secs(5);
+/// The same where something of the node's is in the way.
+const PAUSE: Duration = Duration::from_secs(30);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_micros(200);
 
@@ -85,6 +87,20 @@ pub(super) enum ChannelError {
     /// A packet cannot be put into a device.
     #[error("putting a packet into a device: {0}")]
     Send(#[source] io::Error),
+}
+
+impl ChannelError {
+    /// How long it is not tried again.
+    pub(super) const fn pause(&self) -> Duration {
+        match self {
+            Self::Deaf(_) => DEAF,
+            Self::Foreign(_)
+            | Self::BackupOnly
+            | Self::Refused
+            | Self::Netlink(_)
+            | Self::Send(_) => PAUSE,
+        }
+    }
 }
 
 /// Whether a device is one of ours.
@@ -266,7 +282,7 @@ impl Channel {
         }
     }
 
-    /// The daemon took nothing of what it was told: it is told nothing for [`PAUSE`].
+    /// The daemon took nothing of what it was told: it is told nothing for [`DEAF`].
     pub(super) fn deaf(&self) -> ChannelError {
         let mut inner = self.lock();
         inner.deaf = Some(Instant::now());
@@ -321,7 +337,7 @@ impl Channel {
 
 impl Inner {
     fn tell(&mut self, entries: &[Entry]) -> Result<u32, ChannelError> {
-        if self.deaf.is_some_and(|since| since.elapsed() < PAUSE) {
+        if self.deaf.is_some_and(|since| since.elapsed() < DEAF) {
             return Err(ChannelError::Deaf(self.device.clone()));
         }
         let index = self.index;

@@ -19,7 +19,7 @@ use ipvs_guard_common::{
 };
 
 use super::{
-    channel::{Channel, ChannelError, PAUSE},
+    channel::{Channel, ChannelError},
     held::HeldNames,
     message::{Entry, TCP},
     targets::{Choice, Nowhere, Targets},
@@ -175,7 +175,7 @@ impl Mender {
         self.began = Instant::now();
         self.last = None;
         self.this = Told::default();
-        if self.broken.is_some_and(|since| since.elapsed() >= PAUSE) {
+        if self.broken.is_some_and(|until| Instant::now() >= until) {
             self.broken = None;
         }
     }
@@ -344,10 +344,10 @@ impl Mender {
     }
 
     fn fail(&mut self, error: &ChannelError) {
-        self.broken = Some(Instant::now());
+        self.broken = Some(Instant::now() + error.pause());
         say(format_args!(
             "ipvs-guard: not healing for {} s, stale SYNs are reset: {error}",
-            PAUSE.as_secs()
+            error.pause().as_secs()
         ));
     }
 
