@@ -5,6 +5,7 @@ mod file;
 mod human;
 mod json;
 mod lines;
+mod remote;
 
 use std::{
     io,
@@ -24,8 +25,9 @@ pub use self::{
     human::Human,
     json::Json,
     lines::LineWriter,
+    remote::{Receiver, Trouble},
 };
-use crate::{event::Event, pipeline::Summary};
+use crate::{event::Event, pipeline::Summary, say::counted};
 
 /// Events that wait for a sink at most: a few MiB.
 const QUEUE: usize = 16_384;
@@ -54,8 +56,11 @@ enum Message {
 /// A running sink.
 pub struct Sink {
     stage: &'static str,
+    what: String,
     queue: mpsc::Sender<Message>,
     lost: Arc<AtomicU64>,
+    /// Events that were offered and are neither out nor lost yet.
+    waiting: Arc<AtomicU64>,
     gone: Arc<Notify>,
     thread: thread::JoinHandle<()>,
 }
@@ -73,11 +78,14 @@ impl Sink {
         out: W,
     ) -> io::Result<Self> {
         let (queue, mut inbox) = mpsc::channel::<Message>(QUEUE);
+        let what = what.into();
         let lost = Arc::new(AtomicU64::new(0));
+        let waiting = Arc::new(AtomicU64::new(0));
         let gone = Arc::new(Notify::new());
-        let mut writer = LineWriter::new(out, what.into(), Arc::clone(&lost));
+        let mut writer = LineWriter::new(out, what.clone(), Arc::clone(&lost));
         let thread = thread::Builder::new().name(stage.into()).spawn({
             let gone = Arc::clone(&gone);
+            let waiting = Arc::clone(&waiting);
             move || {
                 let mut buffer = BytesMut::with_capacity(BATCH * 2);
                 let mut header = format.header();
@@ -91,9 +99,13 @@ impl Sink {
                     }
                     let mut next = Some(first);
                     let mut aside = BytesMut::new();
+                    let mut events = 0;
                     while let Some(message) = next {
                         match message {
-                            Message::Event(event) => format.event(&event, &mut buffer),
+                            Message::Event(event) => {
+                                events += 1;
+                                format.event(&event, &mut buffer);
+                            }
                             Message::Report(event) => format.event(&event, &mut aside),
                             Message::Summary(summary) => format.summary(&summary, &mut aside),
                         }
@@ -105,9 +117,11 @@ impl Sink {
                     }
                     // What is no event comes after the events that were before it.
                     if writer.write(&buffer).is_err() || writer.write_text(&aside).is_err() {
+                        waiting.store(0, Ordering::Relaxed);
                         gone.notify_one();
                         return;
                     }
+                    waiting.fetch_sub(events, Ordering::Relaxed);
                     buffer.clear();
                 }
                 if let Some(words) = writer.last_words() {
@@ -117,8 +131,10 @@ impl Sink {
         })?;
         Ok(Self {
             stage,
+            what,
             queue,
             lost,
+            waiting,
             gone,
             thread,
         })
@@ -126,11 +142,13 @@ impl Sink {
 
     /// Hands an event over, or counts it as lost when the queue is full.
     pub fn offer(&self, event: &Arc<Event>) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         if self
             .queue
             .try_send(Message::Event(Arc::clone(event)))
             .is_err()
         {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -158,8 +176,26 @@ impl Sink {
     }
 
     /// Writes what is queued and the summary; gives up after `patience`, for a
-    /// reader may never read again.
-    pub fn finish(self, summary: Summary, patience: Duration) {
+    /// reader may never read again, and says what was left behind then. Returns how
+    /// many events that were.
+    pub fn finish(self, summary: Summary, patience: Duration) -> u64 {
+        if self.queue.is_closed() {
+            // Its reader has gone, a quiet end; what was lost by it is counted.
+            return 0;
+        }
+        let (what, waiting) = (self.what.clone(), Arc::clone(&self.waiting));
+        self.end(summary, patience);
+        let left = waiting.load(Ordering::Relaxed);
+        if left > 0 {
+            log::error!(
+                "{what}: {} not taken before the end",
+                counted(left, "event")
+            );
+        }
+        left
+    }
+
+    fn end(self, summary: Summary, patience: Duration) {
         let deadline = Instant::now() + patience;
         let mut message = Message::Summary(Box::new(summary));
         while let Err(mpsc::error::TrySendError::Full(back)) = self.queue.try_send(message) {

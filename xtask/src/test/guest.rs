@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use super::clock::TestClock;
 use super::tally::Tally;
 use crate::build;
 use crate::cache::Cache;
@@ -111,8 +112,10 @@ pub(super) fn run(
         for _ in 0..jobs.min(kernels.len()) {
             scope.spawn(|| {
                 while let Some(kernel) = next() {
-                    let outcome = guest(kernel, &tests, filter).capture(cache);
-                    report(kernel, &outcome);
+                    let mut clock = TestClock::default();
+                    let outcome =
+                        guest(kernel, &tests, filter).run(cache, &mut |bytes| clock.observe(bytes));
+                    report(kernel, &outcome, &clock);
                     if let Ok(mut done) = done.lock() {
                         done.push((kernel, outcome));
                     }
@@ -156,7 +159,7 @@ fn guest(kernel: Label, tests: &GuestFile, filter: Option<&str>) -> Guest {
 }
 
 /// Prints what a guest's tests measured, and all of it where one failed.
-fn report(kernel: Label, outcome: &Result<Outcome>) {
+fn report(kernel: Label, outcome: &Result<Outcome>, clock: &TestClock) {
     let Ok(outcome) = outcome else { return };
     say!(
         "kernel {kernel}: exit status {} after {:.0} s{}",
@@ -168,6 +171,9 @@ fn report(kernel: Label, outcome: &Result<Outcome>) {
             ""
         }
     );
+    for (name, took) in clock.slowest() {
+        eprintln!("  {kernel}  {:.0} s for {name}", took.as_secs_f32());
+    }
     let text = outcome.text();
     for line in text.lines() {
         let failed = outcome.status() != 0;

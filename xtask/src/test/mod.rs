@@ -1,5 +1,6 @@
 //! `cargo xtask test`: everything that must hold, on this machine and on real IPVS.
 
+mod clock;
 mod guest;
 mod host;
 mod tally;
