@@ -237,7 +237,7 @@ impl Policy {
         self.action == HEAL
             && mendable
             && self.is_in_scope(moment)
-            && is_plain(moment.conn_flags)
+            && is_forwarded(moment.conn_flags)
             && !(moment.answered != 0
                 && moment.now.saturating_sub(moment.answered) < self.heal_unless_answering_ns)
     }
@@ -280,15 +280,6 @@ const fn is_forwarded(conn_flags: u32) -> bool {
     matches!(
         Forwarding::from_flags(conn_flags),
         Some(Forwarding::Masq | Forwarding::Dr | Forwarding::Tun)
-    )
-}
-
-/// Whether packets leave the node as they are seen on a device: not in a tunnel.
-#[inline(always)]
-const fn is_plain(conn_flags: u32) -> bool {
-    matches!(
-        Forwarding::from_flags(conn_flags),
-        Some(Forwarding::Masq | Forwarding::Dr)
     )
 }
 

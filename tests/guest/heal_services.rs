@@ -1,5 +1,5 @@
 //! Healing where an entry does not tell its service: by firewall mark, of all ports,
-//! under a persistence template, and by direct routing.
+//! under a persistence template, by direct routing, and in a tunnel.
 
 use std::{
     io::{Read as _, Write as _},
@@ -16,10 +16,16 @@ use ipvs_guard::{
         ipvs::{Destination, Family, Service, ServiceId},
         route::RouteSocket,
     },
+    netns::sysctl,
 };
 use ipvs_guard_common::state::Forwarding;
 
-use crate::support::{PATIENCE, agent::Agent, incident, limits, nft, short_limits, wait_until};
+use crate::support::{
+    PATIENCE, agent::Agent, incident, limits, nft, run, short_limits, wait_until,
+};
+
+/// What unpacks tunnelled packets on a server, once the module `ipip` is there.
+const DECAPSULATES: &str = "tunl0";
 
 /// Where clients connect to, beside the topology's own service.
 fn target(topology: &Topology, port: u16) -> SocketAddr {
@@ -192,6 +198,13 @@ fn serve_directly(topology: &Topology, target: SocketAddr) {
             .run(|| {
                 let mut routes = RouteSocket::open().unwrap();
                 routes.add_address("lo", target.ip(), 32).unwrap();
+                if routes.link(DECAPSULATES).is_ok() {
+                    routes.set_up(DECAPSULATES, true).unwrap();
+                    for device in ["all", DECAPSULATES] {
+                        let name = format!("net/ipv4/conf/{device}/rp_filter");
+                        sysctl::write(&name, "0").unwrap();
+                    }
+                }
                 TcpListener::bind(target).unwrap()
             })
             .unwrap();
@@ -208,17 +221,17 @@ fn serve_directly(topology: &Topology, target: SocketAddr) {
     }
 }
 
-#[test]
-fn direct_routing_is_healed() {
+/// Entries and SYNs of a service whose servers have the virtual address themselves.
+fn heals(port: u16, forwarding: Forwarding) {
     let topology = incident(Families::Inet);
-    let target = target(&topology, 82);
+    let target = target(&topology, port);
     serve_directly(&topology, target);
     let served = Served {
         topology: &topology,
         id: ServiceId::tcp(target),
         target,
-        port: 82,
-        forwarding: Forwarding::Dr,
+        port,
+        forwarding,
     };
     served.begin(None);
     let agent = Agent::enforce_in(topology.node(), &["--action", "heal"]);
@@ -227,10 +240,29 @@ fn direct_routing_is_healed() {
     let stale = served.ports_to(0);
     assert_eq!(stale.len(), 20);
     topology.mute_backend(0).unwrap();
+    // Half of them come before the table is read.
     served.drain(0);
+    served.healthy(&stale[..10]);
     wait_until("no entry of the dead server", PATIENCE, || {
         served.ports_to(0).is_empty()
     });
     served.healthy(&ports);
-    agent.stop();
+    let events = agent.stop().class("ipvs.stale_reuse");
+    assert!(!events.is_empty(), "none was in flight");
+    for event in &events {
+        assert_eq!(event["event.action"], "healed", "{event}");
+    }
+}
+
+#[test]
+fn direct_routing_is_healed() {
+    heals(82, Forwarding::Dr);
+}
+
+#[test]
+fn tunnelled_destinations_are_healed() {
+    // Its device appears in every namespace.
+    run("modprobe", &["ipip"]);
+    heals(83, Forwarding::Tun);
+    run("rmmod", &["ipip"]);
 }

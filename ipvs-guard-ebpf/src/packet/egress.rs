@@ -33,8 +33,12 @@ pub(crate) fn run(ctx: &TcContext, link_layer: bool) -> i32 {
         start: ctx.data(),
         end: ctx.data_end(),
     };
-    let Some(tcp) = span.tcp(link_layer) else {
-        return TC_ACT_UNSPEC;
+    let (tcp, tunnelled) = match span.tcp(link_layer) {
+        Some(tcp) => (tcp, false),
+        None => match span.tunnelled(link_layer) {
+            Some(tcp) => (tcp, true),
+            None => return TC_ACT_UNSPEC,
+        },
     };
     if tcp.flags() & (SYN | ACK | RST) != SYN {
         return TC_ACT_UNSPEC;
@@ -66,8 +70,9 @@ pub(crate) fn run(ctx: &TcContext, link_layer: bool) -> i32 {
         TC_ACT_SHOT
     } else if verdict.action == DROP {
         TC_ACT_SHOT
-    } else if came_by == 0 {
-        // A client on this node: there is no device to answer on, user space does.
+    } else if came_by == 0 || tunnelled {
+        // A client on this node: there is no device to answer on, user space does. What
+        // is in a tunnel cannot be turned round where it is.
         flags = Header::UNANSWERED;
         TC_ACT_SHOT
     } else {

@@ -19,6 +19,8 @@ pub(super) const RST: u8 = 0x04;
 pub(super) const ACK: u8 = 0x10;
 
 const TCP: u8 = IpProto::Tcp as u8;
+const CARRIES_IPV4: u8 = IpProto::Ipv4 as u8;
+const CARRIES_IPV6: u8 = IpProto::Ipv6 as u8;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 const VLAN: u16 = 0x8100;
@@ -129,17 +131,49 @@ impl Span {
     /// cannot be parsed.
     #[inline(always)]
     pub(super) fn tcp(&self, link_layer: bool) -> Option<Tcp> {
-        let (network, v4) = if link_layer {
-            self.behind_ethernet()?
-        } else {
-            // Two bytes: kernels before 6.2 learn nothing from a comparison of the
-            // packet's very begin with its end.
-            match self.at::<[u8; 2]>(0)?[0] >> 4 {
-                4 => (0, true),
-                6 => (0, false),
-                _ => return None,
+        let (network, v4) = self.network(link_layer)?;
+        self.segment(network, v4)
+    }
+
+    /// The same for a segment that IPVS has put into another IP packet, as it does for
+    /// a tunnelled destination (`ip_vs_tunnel_xmit`, 5.10 to 7.3): without options and
+    /// extensions, and not in UDP or GRE.
+    #[inline(always)]
+    pub(super) fn tunnelled(&self, link_layer: bool) -> Option<Tcp> {
+        const IN_IPV4: [u8; 1] = [0x45];
+        let (network, v4) = self.network(link_layer)?;
+        let ([carried], outer) = if v4 {
+            if self.at::<[u8; 1]>(network)? != IN_IPV4 {
+                return None;
             }
+            (self.at::<[u8; 1]>(network + 9)?, Ipv4Hdr::LEN)
+        } else {
+            (self.at::<[u8; 1]>(network + 6)?, Ipv6Hdr::LEN)
         };
+        match carried {
+            CARRIES_IPV4 => self.segment(network + outer, true),
+            CARRIES_IPV6 => self.segment(network + outer, false),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    fn network(&self, link_layer: bool) -> Option<(usize, bool)> {
+        if link_layer {
+            return self.behind_ethernet();
+        }
+        // Two bytes: kernels before 6.2 learn nothing from a comparison of the
+        // packet's very begin with its end.
+        match self.at::<[u8; 2]>(0)?[0] >> 4 {
+            4 => Some((0, true)),
+            6 => Some((0, false)),
+            _ => None,
+        }
+    }
+
+    /// The TCP header of the IP packet at `network`.
+    #[inline(always)]
+    fn segment(&self, network: usize, v4: bool) -> Option<Tcp> {
         let transport = if v4 {
             let header: [u8; 10] = self.at(network)?;
             let [fragment_hi, fragment_lo, protocol] = [header[6], header[7], header[9]];

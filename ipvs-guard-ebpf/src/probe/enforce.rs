@@ -62,8 +62,12 @@ pub(crate) fn settle(record: &mut SynRecord, conn: Conn, dest: Dest) {
         record.header.set(Header::WOULD_ACT);
         return;
     }
-    let direct = Forwarding::from_flags(record.conn_flags) == Some(Forwarding::Dr);
-    let to = if direct { &record.vip } else { &record.dest };
+    let translated = Forwarding::from_flags(record.conn_flags) == Some(Forwarding::Masq);
+    let to = if translated {
+        &record.dest
+    } else {
+        &record.vip
+    };
     let place = VerdictKey {
         addr: *to.addr(),
         port: to.port().to_be_bytes(),

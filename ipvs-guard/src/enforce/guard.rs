@@ -22,7 +22,7 @@ use ipvs_guard_common::{
 
 use super::{
     Action as Wanted, Settings,
-    heal::{Channel, Ending, HeldNames, Mender, Rescues, Targets, is_ours},
+    heal::{Channel, Ending, Mender, Rescues, SynNames, Targets, is_ours},
     pending::{self, Pending},
     responder::Responder,
     scanner::{Changed, Healing, Scanner},
@@ -49,16 +49,24 @@ struct Healer {
     rescues: Rescues,
     changed: Arc<AtomicBool>,
     targets: Arc<Mutex<Targets>>,
+    syns: Arc<SynNames>,
 }
 
 impl Healer {
+    /// A pass that has read the entry of this SYN tells nothing of it.
+    fn leave_alone(&self, syn: &SynRecord) {
+        if !self.syns.add(address(&syn.client), address(&syn.vip)) {
+            // More than can be remembered: what was read is not told at all.
+            self.changed.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// What is sent on goes by the new weight at once, also before the destinations are
     /// read anew.
     fn follow(&self, record: &Record) {
         let (Record::DestUpdate(change) | Record::DestDelete(change)) = record else {
             return;
         };
-        let address = |end: &Endpoint| SocketAddr::new(end.addr().ip(), end.port());
         self.targets
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -69,6 +77,10 @@ impl Healer {
                 u32::try_from(change.weight_after).unwrap_or(0),
             );
     }
+}
+
+fn address(end: &Endpoint) -> SocketAddr {
+    SocketAddr::new(end.addr().ip(), end.port())
 }
 
 /// Everything that enforces as long as ip_vs stays loaded.
@@ -332,6 +344,9 @@ impl Guard {
 
     /// The event that a record comes to, and what was done; `None`: nothing yet.
     pub fn take(&mut self, record: Record) -> Option<(Record, Action)> {
+        if let (Record::Stale(syn), Some(healer)) = (&record, &self.healer) {
+            healer.leave_alone(syn);
+        }
         match &record {
             Record::Stale(syn) if syn.header.has(Header::ARMED) && syn.header.has(Header::HELD) => {
                 let lost = self.healer.as_mut()?.rescues.held(*syn)?;
@@ -522,22 +537,18 @@ fn healer(
     }
     let channel = Channel::open(loaded, Arc::clone(counters))?;
     let targets = Arc::new(Mutex::new(Targets::default()));
-    let names = Arc::new(HeldNames::default());
+    let syns = Arc::new(SynNames::default());
     let changed = Arc::new(AtomicBool::new(false));
     let routes = RouteSocket::open().map_err(|error| Failure::Internal(error.into()))?;
     let healer = Healer {
-        rescues: Rescues::new(
-            channel.clone(),
-            Arc::clone(&targets),
-            Arc::clone(&names),
-            routes,
-        ),
+        rescues: Rescues::new(channel.clone(), Arc::clone(&targets), routes),
         channel: channel.clone(),
         changed: Arc::clone(&changed),
         targets: Arc::clone(&targets),
+        syns: Arc::clone(&syns),
     };
     let healing = Healing {
-        mender: Mender::new(channel, Arc::clone(&targets), names, Arc::clone(&changed)),
+        mender: Mender::new(channel, Arc::clone(&targets), syns, Arc::clone(&changed)),
         targets,
         changed,
         persistent: settings.heal_persistent,

@@ -67,8 +67,8 @@ impl Pending {
 /// How the SYN of a record is known on its way out: `probe/enforce.rs` of the
 /// kernel side makes the same.
 pub(super) fn key(syn: &SynRecord) -> VerdictKey {
-    let direct = Forwarding::from_flags(syn.conn_flags) == Some(Forwarding::Dr);
-    let to = if direct { &syn.vip } else { &syn.dest };
+    let translated = Forwarding::from_flags(syn.conn_flags) == Some(Forwarding::Masq);
+    let to = if translated { &syn.dest } else { &syn.vip };
     VerdictKey {
         addr: *to.addr(),
         port: to.port().to_be_bytes(),

@@ -1,8 +1,9 @@
 //! Which entries of the connection table are stale flows. Pure: the scanner reads
 //! what goes in and writes what comes out.
 
-use std::{collections::HashMap, net::SocketAddr};
+use std::net::SocketAddr;
 
+use foldhash::HashMap;
 use ipvs_guard_common::{
     addr::Endpoint,
     filter::Filter,
@@ -48,13 +49,30 @@ impl Draining {
         by_address.chain(self.by_mark.keys().copied())
     }
 
-    /// Whether an entry leads to one of them.
-    pub(super) fn has(&self, entry: &ConnEntry) -> bool {
-        self.since(entry).is_some()
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         self.by_address.is_empty() && self.by_mark.is_empty()
+    }
+
+    /// Whether whole tables are healed at `now` for one of these drains.
+    pub(super) fn any_due(&self, grace_ns: u64, now: u64) -> bool {
+        let settled = grace_ns.max(SETTLED_NS);
+        self.since_all()
+            .any(|since| since.saturating_add(settled) <= now)
+    }
+
+    /// Nanoseconds until whole tables are healed for the next of the drains that are not
+    /// due yet.
+    pub(super) fn next_due(&self, grace_ns: u64, now: u64) -> Option<u64> {
+        let settled = grace_ns.max(SETTLED_NS);
+        self.since_all()
+            .filter_map(|since| since.saturating_add(settled).checked_sub(now))
+            .filter(|left| *left > 0)
+            .min()
+    }
+
+    fn since_all(&self) -> impl Iterator<Item = u64> {
+        let marks = self.by_mark.values();
+        self.by_address.values().chain(marks).copied()
     }
 
     /// When the drain of an entry's destination began.
@@ -242,6 +260,21 @@ mod tests {
     ) -> Option<Planned> {
         let filter = Filter::default();
         flow(entry, draining, reschedules, &filter, u32::MAX, 3, 100)
+    }
+
+    #[test]
+    fn tables_are_healed_once_a_weight_has_settled() {
+        let mut draining = draining();
+        let due = 7 + SETTLED_NS;
+        assert!(!draining.any_due(0, due - 1));
+        assert_eq!(draining.next_due(0, due - 1), Some(1));
+        assert!(draining.any_due(0, due));
+        assert_eq!(draining.next_due(0, due), None);
+        let other = entry(ConnState::TimeWait, 0);
+        let elsewhere = "198.51.100.9:8080".parse().unwrap();
+        draining.add(&ServiceId::tcp(other.service), elsewhere, due);
+        assert_eq!(draining.next_due(0, due), Some(SETTLED_NS));
+        assert!(!draining.any_due(2 * SETTLED_NS, due));
     }
 
     #[test]

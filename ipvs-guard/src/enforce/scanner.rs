@@ -2,7 +2,7 @@
 //! destinations and the connection table, and keeps the maps in step.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use foldhash::{HashMap, HashMapExt as _};
 use ipvs_guard_common::{
     addr::Endpoint,
     filter::Filter,
@@ -69,6 +70,8 @@ pub(super) struct Scanner {
     noted: HashMap<FlowKey, Noted>,
     last_drain: LastDrain,
     healing: Option<Healing>,
+    /// When healing has something to do, after the scan that found it.
+    due: Option<Duration>,
 }
 
 /// What healing needs beside the rest.
@@ -138,6 +141,7 @@ impl Scanner {
             noted: HashMap::new(),
             last_drain: LastDrain::default(),
             healing,
+            due: None,
         })
     }
 
@@ -176,6 +180,9 @@ impl Scanner {
                 (false, Some(_)) => EVERY_HEALING,
             };
             pause = every.max(begin.elapsed() * SHARE);
+            if let Some(due) = self.due {
+                pause = pause.min(due);
+            }
         }
     }
 
@@ -271,15 +278,29 @@ impl Scanner {
             // The kernel may schedule anew what it did not before.
             self.survey(&self.known, RENEW)?;
         }
-        let unseen = self.healing.as_ref().is_some_and(|h| h.mender.is_waiting());
-        if (!draining.is_empty() || unseen) && self.policy.dry_run == 0 {
+        if self.policy.dry_run == 0 && self.passes(&draining, now) {
             self.pass(&draining, &reals, reschedules, now)?;
         }
+        self.due = self.healing.as_ref().and_then(|healing| {
+            let more = healing.mender.has_more().then_some(AGAIN);
+            let next = draining.next_due(self.policy.grace_ns, now);
+            next.map(Duration::from_nanos).into_iter().chain(more).min()
+        });
         let again = changed
             || draining
                 .destinations()
                 .any(|address| new.contains(&address));
         Ok((found, again))
+    }
+
+    /// Whether the table is to be read.
+    fn passes(&self, draining: &Draining, now: u64) -> bool {
+        match &self.healing {
+            None => !draining.is_empty(),
+            Some(healing) => {
+                healing.mender.is_waiting() || draining.any_due(self.policy.grace_ns, now)
+            }
+        }
     }
 
     fn admits_service(&self, id: &ServiceId) -> bool {
@@ -377,9 +398,6 @@ impl Scanner {
             return false;
         };
         let (filter, grace) = (&self.filter, self.policy.grace_ns);
-        if !draining.has(entry) {
-            healing.mender.see(entry);
-        }
         if healing.persistent && plan::is_stale_template(entry, draining, filter, grace, now) {
             healing.mender.end_template(entry);
         }

@@ -330,6 +330,21 @@ impl RouteSocket {
         )
     }
 
+    /// Sets the largest packet of a device, in bytes without the link-layer header.
+    ///
+    /// # Errors
+    /// What the kernel answered.
+    pub fn set_mtu(&mut self, name: &str, mtu: u32) -> Result<(), NetlinkError> {
+        let mut message = by_name(name);
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        self.send(
+            "RTM_SETLINK",
+            RouteNetlinkMessage::SetLink(message),
+            0,
+            || format!("{name} mtu {mtu}"),
+        )
+    }
+
     /// Adds an address to a device. It can be used at once: duplicate address
     /// detection is left out (IFA_F_NODAD).
     ///

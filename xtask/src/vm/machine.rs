@@ -21,8 +21,11 @@ use crate::setup::tools::Qemu;
 const GRACE: Duration = Duration::from_secs(2);
 
 /// A panic ends the guest. The self-tests of the kernel's ciphers and the detours against speculation, which emulation has
-/// none of, would take half of the start. The log holds warnings and worse: each character is dear.
-const KERNEL_OPTIONS: &str = "console=ttyS0 panic=-1 loglevel=5 cryptomgr.notests mitigations=off";
+/// none of, would take half of the start. The log holds warnings and worse: each character is dear. An emulated processor's
+/// time stamps are the same on all of them, but the kernel does not believe it and asks a device for the time instead. Network
+/// namespaces that a test leaves take dozens of RCU grace periods each to go, which delay the next tests.
+const KERNEL_OPTIONS: &str = "console=ttyS0 panic=-1 loglevel=5 cryptomgr.notests mitigations=off tsc=reliable \
+                              init_on_alloc=0 hardened_usercopy=off rcupdate.rcu_expedited=1";
 
 /// Five-level page tables and the string instructions' "fast" variants are slow under emulation.
 const EMULATED_CPU: &str = "max,-la57,-erms,-fsrm";

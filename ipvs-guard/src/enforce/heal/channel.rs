@@ -38,12 +38,14 @@ const PREFIX: &str = "ipvsg-";
 const FAR: &str = "far";
 /// A daemon that is told nothing for this long ends.
 const REST: Duration = Duration::from_secs(1);
-/// Bytes of entries in a message before its mark: with all headers it is a frame of no
-/// more than 1,500 bytes.
-const MESSAGE: usize = 1_368;
+/// MTU of the device, which the daemon goes by (`start_sync_thread`): a frame of that
+/// size is as much as `BPF_PROG_TEST_RUN` takes, a page without its head and tail.
+const MTU: u32 = 3_600;
+/// Bytes of entries in a message before its mark and behind all headers.
+const MESSAGE: usize = MTU as usize - 120;
 /// Messages that the daemon may have before it: more would wait where they can no
 /// longer be taken back.
-const AHEAD: u32 = 4;
+const AHEAD: u32 = 16;
 /// How many ports are tried: one may be another program's.
 const PORTS: u32 = 5;
 /// How long it may take for one of them, on a machine that is busy.
@@ -176,6 +178,7 @@ impl Channel {
             let far = NetNs::new()?;
             let mut routes = RouteSocket::open()?;
             routes.add_veth(&device, FAR, far.as_fd())?;
+            routes.set_mtu(&device, MTU)?;
             // Nothing of the node's is to come near it.
             for (name, value) in [
                 (format!("net/ipv6/conf/{device}/disable_ipv6"), "1"),
@@ -223,6 +226,11 @@ impl Channel {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many entries like `entry` a message has room for.
+    pub(super) fn room(entry: &Entry) -> usize {
+        MESSAGE / entry.size()
     }
 
     /// Tells the kernel of entries, each of which is to take the place of another;

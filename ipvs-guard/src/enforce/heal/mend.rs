@@ -2,10 +2,8 @@
 //! became of those of the pass before is seen.
 
 use std::{
-    collections::{HashMap, HashSet},
     fmt,
-    hash::{BuildHasher as _, RandomState},
-    net::SocketAddr,
+    hash::BuildHasher as _,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -13,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use foldhash::{HashMap, HashMapExt as _, fast::RandomState};
 use ipvs_guard_common::{
     guard::{CONN_INACTIVE, CONN_TEMPLATE},
     state::ConnState,
@@ -20,22 +19,31 @@ use ipvs_guard_common::{
 
 use super::{
     channel::{Channel, ChannelError},
-    held::HeldNames,
     message::{Entry, TCP},
+    syns::SynNames,
     targets::{Choice, Nowhere, Targets},
 };
 use crate::{netlink::conntable::ConnEntry, say::say};
 
 /// An entry with less life than this is left to end, in seconds.
 const ENDING: u64 = 2;
-/// Entries that are told of at once: a full message of IPv4.
-const BATCH: usize = 38;
-/// How long an entry that was read may wait to be told of.
-const WAIT: Duration = Duration::from_millis(50);
-/// After this it is not told of: it may have ended, and be another by now.
-const STALE: Duration = Duration::from_secs(1);
+/// Entries that are read before they are told of. Those that are told of change places
+/// in the table, which would hide others from who reads on.
+const WINDOW: usize = 16_384;
+/// After this nothing that was read is told of: a machine on which it takes so long is
+/// not to be relied on.
+const STALE: Duration = Duration::from_secs(10);
+/// What an entry that was in use when it was thrown away still lives, in seconds
+/// (`ip_vs_conn_expire`, 5.10 to 7.3), behind the one in its place.
+const LINGERS: u32 = 60;
+/// By so much the two clocks may differ, in seconds.
+const SLACK: u32 = 3;
+/// A pass that told of more than this part of the table is followed by another at once.
+const MANY: usize = 16;
 /// How long a template that was to end is left alone.
 const TEMPLATE_PAUSE: Duration = Duration::from_secs(5);
+/// Templates of one message.
+const TEMPLATES: usize = 16;
 /// How often the user is told at most.
 const SAY_EVERY: Duration = Duration::from_secs(5);
 
@@ -94,29 +102,29 @@ pub(in crate::enforce) struct Mender {
     channel: Channel,
     targets: Arc<Mutex<Targets>>,
     hasher: RandomState,
-    /// Names of the entries told of in the pass before, and in this one.
-    before: HashSet<u64>,
-    told: HashSet<u64>,
-    /// Of those of the pass before, the ones that lead to another destination now.
-    moved: HashSet<u64>,
-    /// Of these, the ones whose old entry lives on for a while, too.
-    lingering: HashSet<u64>,
-    /// Those of the pass before that did not seem to be re-pointed: a table that changes
-    /// while it is read can hide an entry once.
-    suspects: HashSet<u64>,
-    /// Those that are still where they were, with their name.
-    again: Vec<(u64, [Entry; 2])>,
+    /// Since when `told` counts its seconds.
+    epoch: Instant,
+    /// Entries that the kernel has been told of, and when: as long as they can linger.
+    told: HashMap<u64, u32>,
+    /// How many of them nobody has looked after yet.
+    open: u64,
     templates: HashMap<u64, Instant>,
-    batch: Vec<Entry>,
+    /// Read, and not told of yet, with their names.
+    window: Vec<(u64, Entry)>,
     /// When the first of these was read.
     read_at: Instant,
     /// Templates that are to be told of.
     ending: Vec<Entry>,
     began: Instant,
+    /// Rows of the table that this pass has read, and entries that it told of.
+    rows: usize,
+    repointed: usize,
+    /// This pass ended before the table did.
+    cut: bool,
     /// The message that was sent last.
     last: Option<u32>,
-    /// SYNs that are held back: their entries are theirs.
-    held: Arc<HeldNames>,
+    /// SYNs that came a moment ago: their entries are theirs.
+    syns: Arc<SynNames>,
     /// A weight or destination has changed since the pass began.
     changed: Arc<AtomicBool>,
     this: Told,
@@ -129,26 +137,27 @@ impl Mender {
     pub(in crate::enforce) fn new(
         channel: Channel,
         targets: Arc<Mutex<Targets>>,
-        held: Arc<HeldNames>,
+        syns: Arc<SynNames>,
         changed: Arc<AtomicBool>,
     ) -> Self {
+        let now = Instant::now();
         Self {
             channel,
             targets,
-            hasher: RandomState::new(),
-            before: HashSet::new(),
-            told: HashSet::new(),
-            moved: HashSet::new(),
-            lingering: HashSet::new(),
-            suspects: HashSet::new(),
-            again: Vec::new(),
+            hasher: RandomState::default(),
+            epoch: now,
+            told: HashMap::new(),
+            open: 0,
             templates: HashMap::new(),
-            batch: Vec::with_capacity(BATCH),
-            read_at: Instant::now(),
+            window: Vec::new(),
+            read_at: now,
             ending: Vec::new(),
-            began: Instant::now(),
+            began: now,
+            rows: 0,
+            repointed: 0,
+            cut: false,
             last: None,
-            held,
+            syns,
             changed,
             this: Told::default(),
             broken: None,
@@ -159,20 +168,28 @@ impl Mender {
 
     /// Whether something was told whose outcome is to be seen, or said, yet.
     pub(in crate::enforce) fn is_waiting(&self) -> bool {
-        !self.told.is_empty() || !self.unsaid.is_empty()
+        self.open > 0 || !self.unsaid.is_empty()
+    }
+
+    /// Whether another pass will find much to do.
+    pub(in crate::enforce) fn has_more(&self) -> bool {
+        self.broken.is_none() && (self.cut || self.repointed * MANY > self.rows)
     }
 
     /// A pass begins.
     pub(in crate::enforce) fn begin(&mut self) {
-        self.before = std::mem::take(&mut self.told);
+        let now = self.seconds();
+        self.told
+            .retain(|_, told| now.saturating_sub(*told) <= LINGERS + SLACK);
         self.templates
             .retain(|_, ended| ended.elapsed() < TEMPLATE_PAUSE);
         // Of a pass that did not come to its end.
-        self.batch.clear();
+        self.window.clear();
         self.ending.clear();
-        self.again.clear();
-        self.moved.clear();
         self.began = Instant::now();
+        self.rows = 0;
+        self.repointed = 0;
+        self.cut = false;
         self.last = None;
         self.this = Told::default();
         if self.broken.is_some_and(|until| Instant::now() >= until) {
@@ -180,22 +197,14 @@ impl Mender {
         }
     }
 
-    /// Between two entries: whether the pass is to go on.
+    /// Between two rows of the table: whether the pass is to go on.
     pub(in crate::enforce) fn goes_on(&mut self) -> bool {
-        if !self.batch.is_empty() && self.read_at.elapsed() >= WAIT {
+        if self.window.len() >= WINDOW {
             self.flush();
         }
-        !self.changed.load(Ordering::Relaxed)
-    }
-
-    /// An entry that leads to no draining destination.
-    pub(in crate::enforce) fn see(&mut self, entry: &ConnEntry) {
-        if !self.before.is_empty() {
-            let name = self.name(entry);
-            if self.before.contains(&name) {
-                self.moved.insert(name);
-            }
-        }
+        self.rows += 1;
+        self.cut = self.changed.load(Ordering::Relaxed);
+        !self.cut
     }
 
     /// A stale entry in a closed state: it is told of.
@@ -203,9 +212,18 @@ impl Mender {
         if self.broken.is_some() {
             return Fate::Reset;
         }
-        if entry.expires < ENDING {
+        if entry.expires <= ENDING {
             self.this.ending += 1;
             return Fate::Done;
+        }
+        let name = self.name(entry);
+        if let Some(told) = self.told.get(&name) {
+            if lingers(entry.expires, self.seconds().saturating_sub(*told)) {
+                // Told once more, the one in its place would be taken for closed,
+                // whatever it carries by now.
+                return Fate::Done;
+            }
+            self.this.failed += 1;
         }
         let choice = self
             .targets
@@ -214,20 +232,10 @@ impl Mender {
             .choose(entry.client, entry.service, entry.destination);
         match choice {
             Ok(choice) => {
-                let name = self.name(entry);
-                let told = replacement(
-                    entry.client,
-                    entry.service,
-                    choice,
-                    state,
-                    u32::try_from(entry.expires).unwrap_or(u32::MAX),
-                );
-                self.told.insert(name);
-                if self.before.contains(&name) {
-                    self.again.push((name, told));
-                } else {
-                    self.put(told);
+                if self.window.is_empty() {
+                    self.read_at = Instant::now();
                 }
+                self.window.push((name, replacement(entry, choice, state)));
                 Fate::Done
             }
             Err(Nowhere::NoneAlive) => {
@@ -265,72 +273,79 @@ impl Mender {
     /// The pass is over: the last ones are told of, and the user what became of those
     /// before.
     pub(in crate::enforce) fn end(&mut self) {
-        let before = std::mem::take(&mut self.before).len();
-        let counted = std::mem::take(&mut self.lingering).len();
-        let suspects = std::mem::take(&mut self.suspects);
-        let (mut failed, mut open) = (0, 0);
-        for (name, told) in std::mem::take(&mut self.again) {
-            // An entry that was in use when it was thrown away lives for another minute,
-            // behind the one in its place (`ip_vs_conn_expire`): told once more, that one
-            // would be taken for closed, whatever it carries by now.
-            if self.moved.contains(&name) {
-                self.lingering.insert(name);
-            } else if !suspects.contains(&name) {
-                self.suspects.insert(name);
-                open += 1;
-            } else {
-                failed += 1;
-                if self.began.elapsed() < STALE {
-                    self.put(told);
-                } else {
-                    self.told.remove(&name);
-                }
+        let before = if self.cut {
+            0
+        } else {
+            std::mem::take(&mut self.open)
+        };
+        self.flush();
+        for templates in std::mem::take(&mut self.ending).chunks(TEMPLATES) {
+            if !self.is_void() {
+                let outcome = self.channel.replace(templates);
+                self.sent(outcome);
             }
         }
-        self.flush();
-        for templates in std::mem::take(&mut self.ending).chunks(BATCH) {
-            self.batch = templates.to_vec();
-            self.read_at = Instant::now();
-            self.flush();
-        }
-        if let Some(last) = self.last
-            && self.broken.is_none()
-            && !self.channel.wait(last, true)
-        {
-            self.fail(&self.channel.deaf());
-        }
-        self.this.failed = failed as u64;
-        self.this.healed = before.saturating_sub(failed + counted + open) as u64;
-        self.moved = HashSet::new();
+        self.settle();
+        self.this.healed = before.saturating_sub(self.this.failed);
+        log::debug!(
+            "a pass over {} rows of the table took {:?}: {} told of, {before} before, {} failed",
+            self.rows,
+            self.began.elapsed(),
+            self.repointed,
+            self.this.failed,
+        );
         self.report();
     }
 
-    fn put(&mut self, told: [Entry; 2]) {
-        if self.batch.is_empty() {
-            self.read_at = Instant::now();
-        }
-        self.batch.extend(told);
-        if self.batch.len() >= BATCH {
-            self.flush();
-        }
+    /// What was read would be wrong by now: another pass is due.
+    fn is_void(&self) -> bool {
+        self.broken.is_some() || self.changed.load(Ordering::Relaxed)
     }
 
+    /// Tells of what was read.
     fn flush(&mut self) {
-        let mut batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
-        self.held.leave_out(&mut batch);
-        // What would be told may be wrong by now; another pass is due.
-        let stale = self.read_at.elapsed() >= STALE || self.changed.load(Ordering::Relaxed);
-        if stale || self.broken.is_some() {
-            for entry in &batch {
-                let name = self.hasher.hash_one((entry.client, entry.service));
-                self.told.remove(&name);
+        let window = std::mem::take(&mut self.window);
+        let per_message = window
+            .first()
+            .map_or(1, |(_, entry)| Channel::room(entry).max(2) / 2);
+        for entries in window.chunks(per_message) {
+            if self.is_void() || self.read_at.elapsed() >= STALE {
+                self.cut = true;
+                break;
             }
-            return;
+            let mut entries = entries.to_vec();
+            self.syns.leave_out(&mut entries);
+            // They have aged, and one that has ended may be another by now.
+            let age = u32::try_from(self.read_at.elapsed().as_millis().div_ceil(1_000));
+            let age = age.unwrap_or(u32::MAX);
+            entries.retain_mut(|(_, entry)| {
+                entry.timeout = entry.timeout.saturating_sub(age);
+                u64::from(entry.timeout) >= ENDING
+            });
+            if entries.is_empty() {
+                continue;
+            }
+            let pairs: Vec<Entry> = entries
+                .iter()
+                .flat_map(|(_, entry)| [*entry, inactive(entry)])
+                .collect();
+            let outcome = self.channel.replace(&pairs);
+            if self.sent(outcome) {
+                let now = self.seconds();
+                self.repointed += entries.len();
+                self.open += entries.len() as u64;
+                self.told
+                    .extend(entries.iter().map(|(name, _)| (*name, now)));
+            }
         }
-        if batch.is_empty() {
-            return;
-        }
-        let outcome = self.channel.replace(&batch).and_then(|last| {
+        self.window = window;
+        self.window.clear();
+        self.settle();
+    }
+
+    /// A message was sent, or was not: waits until the daemon may be told more.
+    fn sent(&mut self, outcome: Result<u32, ChannelError>) -> bool {
+        let outcome = outcome.and_then(|last| {
             self.last = Some(last);
             if self.channel.wait(last, false) {
                 Ok(())
@@ -338,8 +353,19 @@ impl Mender {
                 Err(self.channel.deaf())
             }
         });
-        if let Err(error) = outcome {
-            self.fail(&error);
+        if let Err(error) = &outcome {
+            self.fail(error);
+        }
+        outcome.is_ok()
+    }
+
+    /// Waits until all that was told is worked through: the table stands still then.
+    fn settle(&mut self) {
+        if let Some(last) = self.last.take()
+            && self.broken.is_none()
+            && !self.channel.wait(last, true)
+        {
+            self.fail(&self.channel.deaf());
         }
     }
 
@@ -369,34 +395,57 @@ impl Mender {
         self.unsaid = Told::default();
     }
 
+    fn seconds(&self) -> u32 {
+        u32::try_from(self.epoch.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+
     fn name(&self, entry: &ConnEntry) -> u64 {
-        self.hasher.hash_one((entry.client, entry.service))
+        self.hasher
+            .hash_one((entry.client, entry.service, entry.destination))
     }
 }
 
-/// An entry that takes the place of a stale one, and the second message that has it
-/// counted as inactive: a first one of that flag would not replace anything
-/// (`ip_vs_proc_conn`, 5.10 to 7.3).
-fn replacement(
-    client: SocketAddr,
-    service: SocketAddr,
-    choice: Choice,
-    state: ConnState,
-    timeout: u32,
-) -> [Entry; 2] {
-    let active = Entry {
+/// Whether an entry that was told of `ago` seconds ago and still leads to its old
+/// destination is the one that was thrown away then, and only waits for its end.
+fn lingers(expires: u64, ago: u32) -> bool {
+    u64::from(LINGERS.saturating_sub(ago)).abs_diff(expires) <= u64::from(SLACK)
+}
+
+/// The entry that takes the place of a stale one.
+fn replacement(entry: &ConnEntry, choice: Choice, state: ConnState) -> Entry {
+    Entry {
         protocol: TCP,
         flags: choice.forwarding as u32,
         state: state as u16,
-        client,
-        service,
+        client: entry.client,
+        service: entry.service,
         destination: choice.destination,
         fwmark: choice.fwmark,
-        timeout,
-    };
-    let inactive = Entry {
-        flags: active.flags | CONN_INACTIVE,
-        ..active
-    };
-    [active, inactive]
+        timeout: u32::try_from(entry.expires).unwrap_or(u32::MAX),
+    }
+}
+
+/// The second message of an entry, that has it counted as inactive: a first one of
+/// that flag would not replace anything (`ip_vs_proc_conn`, 5.10 to 7.3).
+fn inactive(entry: &Entry) -> Entry {
+    Entry {
+        flags: entry.flags | CONN_INACTIVE,
+        ..*entry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_thrown_away_lingers() {
+        assert!(lingers(60, 0));
+        assert!(lingers(41, 18));
+        // A fresh one, and one that the message did not meet.
+        assert!(!lingers(119, 1));
+        assert!(!lingers(900, 18));
+        // At its end it is nobody's.
+        assert!(lingers(1, 61));
+    }
 }

@@ -2,16 +2,16 @@
 //! the same service, by the kernel's own protocol for the connection table.
 
 mod channel;
-mod held;
 mod mend;
 mod message;
 mod rescue;
+mod syns;
 mod targets;
 
 pub(super) use self::{
     channel::{Channel, is_ours, sweep},
-    held::HeldNames,
     mend::{Fate, Mender},
     rescue::{Ending, Rescues},
+    syns::SynNames,
     targets::{Target, Targets},
 };

@@ -19,7 +19,6 @@ use ipvs_guard_common::{
 
 use super::{
     channel::Channel,
-    held::HeldNames,
     message::{Entry, TCP},
     targets::Targets,
 };
@@ -68,7 +67,6 @@ pub(in crate::enforce) enum Ending {
 pub(in crate::enforce) struct Rescues {
     channel: Channel,
     targets: Arc<Mutex<Targets>>,
-    names: Arc<HeldNames>,
     /// Since the last message that was worked through.
     thrown_away: Vec<u64>,
     /// Those that may be.
@@ -145,13 +143,11 @@ impl Rescues {
     pub(in crate::enforce) fn new(
         channel: Channel,
         targets: Arc<Mutex<Targets>>,
-        names: Arc<HeldNames>,
         routes: RouteSocket,
     ) -> Self {
         Self {
             channel,
             targets,
-            names,
             thrown_away: Vec::new(),
             ready: VecDeque::new(),
             routes,
@@ -221,7 +217,6 @@ impl Rescues {
             heard: 0,
             serial: 0,
         };
-        self.names.add(address(&syn.client), address(&syn.vip));
         self.places.insert(place, record.conn);
         self.held.insert(record.conn, rescue);
         self.wake(record.conn, TO_DEVICE);

@@ -1,11 +1,8 @@
 //! Where stale entries can go: the destinations of each service. Pure.
 
-use std::{
-    collections::HashMap,
-    hash::{BuildHasher as _, RandomState},
-    net::SocketAddr,
-};
+use std::{hash::BuildHasher as _, net::SocketAddr};
 
+use foldhash::{HashMap, fast::RandomState};
 use ipvs_guard_common::state::Forwarding;
 
 use crate::netlink::ipvs::ServiceId;
@@ -210,7 +207,7 @@ mod tests {
                 ("198.51.100.10:8080", 1),
             ],
         )]);
-        let mut counts = HashMap::new();
+        let mut counts = HashMap::default();
         for port in 1..=40_000 {
             let client = SocketAddr::from(([192, 0, 2, 2], port));
             let choose = || targets.choose(client, at(SERVICE), at("198.51.100.2:8080"));
@@ -243,7 +240,7 @@ mod tests {
                 .map(|text| Target::new(at(text), Forwarding::Masq, weight, false))
                 .to_vec()
         };
-        withdrawn.renew([(service, two(1))].into());
+        withdrawn.renew([(service, two(1))].into_iter().collect());
         withdrawn.set_weight(0, at(SERVICE), from, 0);
         let other = at("198.51.100.6:8080");
         withdrawn.set_weight(7, at(SERVICE), other, 0);

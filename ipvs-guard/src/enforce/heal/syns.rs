@@ -1,5 +1,5 @@
-//! The names of entries whose SYN is held back, or was a moment ago: a pass over the
-//! table, which read them before, leaves them alone.
+//! The names of entries that a stale SYN came to, held back or not: a pass over the
+//! table, which read them before, leaves them alone for a moment.
 
 use std::{
     collections::HashMap,
@@ -10,18 +10,20 @@ use std::{
 
 use super::message::Entry;
 
-/// How long a SYN that was sent on is remembered: longer than an entry that was read
+/// How long a SYN is remembered: longer than an entry that was read
 /// can wait to be told of.
 const MOMENT: Duration = Duration::from_secs(5);
 /// How many there can be before those that are over are looked for.
 const TIDY: usize = 1_024;
+/// How many there can be at all.
+const MOST: usize = 65_536;
 
 /// Client and virtual service.
 type Name = (SocketAddr, SocketAddr);
 
 /// Shared by who holds SYNs back and who goes over the table.
 #[derive(Debug, Default)]
-pub(in crate::enforce) struct HeldNames(Mutex<Names>);
+pub(in crate::enforce) struct SynNames(Mutex<Names>);
 
 #[derive(Debug, Default)]
 struct Names {
@@ -29,25 +31,30 @@ struct Names {
     tidy_at: usize,
 }
 
-impl HeldNames {
+impl SynNames {
     fn lock(&self) -> MutexGuard<'_, Names> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A SYN is held back.
-    pub(super) fn add(&self, client: SocketAddr, service: SocketAddr) {
+    /// A stale SYN came. False when there are too many to remember it.
+    #[must_use]
+    pub(in crate::enforce) fn add(&self, client: SocketAddr, service: SocketAddr) -> bool {
         let mut names = self.lock();
         if names.since.len() >= names.tidy_at.max(TIDY) {
             names.since.retain(|_, since| since.elapsed() < MOMENT);
             names.tidy_at = names.since.len() * 2;
         }
-        names.since.insert((client, service), Instant::now());
+        let room = names.since.len() < MOST;
+        if room {
+            names.since.insert((client, service), Instant::now());
+        }
+        room
     }
 
-    /// Leaves those entries out whose SYN is held back.
-    pub(super) fn leave_out(&self, entries: &mut Vec<Entry>) {
+    /// Leaves those entries out that a SYN came to.
+    pub(super) fn leave_out<N>(&self, entries: &mut Vec<(N, Entry)>) {
         let names = self.lock();
-        entries.retain(|entry| {
+        entries.retain(|(_, entry)| {
             let since = names.since.get(&(entry.client, entry.service));
             since.is_none_or(|since| since.elapsed() >= MOMENT)
         });
@@ -59,28 +66,28 @@ mod tests {
     use super::{super::message::mark, *};
 
     #[test]
-    fn entries_of_held_syns_are_left_out() {
-        let held = HeldNames::default();
+    fn entries_of_syns_are_left_out() {
+        let syns = SynNames::default();
         let [entry, _] = mark(1);
         let mut other = entry;
         other.client.set_port(10);
-        held.add(entry.client, entry.service);
-        let mut entries = vec![entry, other];
-        held.leave_out(&mut entries);
-        assert_eq!(entries, [other]);
+        assert!(syns.add(entry.client, entry.service));
+        let mut entries = vec![((), entry), ((), other)];
+        syns.leave_out(&mut entries);
+        assert_eq!(entries, [((), other)]);
     }
 
     #[test]
     fn what_is_over_is_forgotten() {
-        let held = HeldNames::default();
+        let syns = SynNames::default();
         let long_ago = Instant::now().checked_sub(MOMENT * 2).unwrap();
         let [entry, _] = mark(1);
         let name = |number: usize| SocketAddr::from((entry.client.ip(), number as u16 + 1));
         for number in 0..TIDY {
             let name = (name(number), entry.service);
-            held.lock().since.insert(name, long_ago);
+            syns.lock().since.insert(name, long_ago);
         }
-        held.add(name(TIDY), entry.service);
-        assert_eq!(held.lock().since.len(), 1);
+        assert!(syns.add(name(TIDY), entry.service));
+        assert_eq!(syns.lock().since.len(), 1);
     }
 }
