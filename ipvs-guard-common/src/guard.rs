@@ -64,8 +64,8 @@ pub struct Heart {
     /// By the agent: [`Self::drains_begun`] when it found no destination of
     /// weight 0; any other value while there is one.
     pub drains_settled: u64,
-    /// Zero.
-    pub pad: u64,
+    /// By the probe: how often a weight was set or a destination removed.
+    pub changes: u64,
 }
 
 impl Heart {

@@ -230,6 +230,15 @@ pub(crate) fn drain_begins() {
     }
 }
 
+/// A weight is about to be set, or a destination to be removed.
+#[inline(always)]
+pub(crate) fn changes() {
+    if let Some(heart) = HEART.get_ptr_mut(0) {
+        // SAFETY: as in `drain_begins`.
+        unsafe { (*heart).changes += 1 };
+    }
+}
+
 /// Whether `--max-rate` leaves room for one answer more. Two CPUs that begin a
 /// second at once may give a few too many.
 #[inline(always)]

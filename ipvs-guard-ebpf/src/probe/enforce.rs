@@ -17,7 +17,7 @@ use crate::{
     emit::emit,
     kernel::{conn::Conn, dest::Dest, read::Fault},
     maps::{
-        DRAINS, FLOWS, HELD, REALS, VERDICTS, count, drain_begins, heard, heart, policy,
+        DRAINS, FLOWS, HELD, REALS, VERDICTS, changes, count, drain_begins, heard, heart, policy,
         within_rate,
     },
 };
@@ -185,6 +185,7 @@ pub(crate) fn updated(dest: Dest, record: &DestRecord) {
     if record.netns != policy().netns {
         return;
     }
+    changes();
     let added = record.header.has(Header::ADDED);
     if record.weight_after == 0 {
         if added || record.weight_before != 0 {
@@ -206,6 +207,7 @@ pub(crate) fn deleted(dest: Dest, record: &DestRecord) {
     if record.netns != policy().netns {
         return;
     }
+    changes();
     let _absent = DRAINS.remove(dest.key());
     renew(&record.dest);
 }

@@ -201,6 +201,15 @@ impl HeartMap {
         }
     }
 
+    /// [`Heart::changes`].
+    pub fn changes(&self) -> u64 {
+        // SAFETY: as in `drains_begun`.
+        unsafe {
+            self.word(std::mem::offset_of!(Heart, changes))
+                .read_volatile()
+        }
+    }
+
     /// Whether no destination has weight 0 ([`Heart::is_calm`]).
     pub fn is_calm(&self) -> bool {
         // SAFETY: as in `drains_begun`; this side writes the word.

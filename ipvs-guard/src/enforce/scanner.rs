@@ -22,7 +22,7 @@ use ipvs_guard_common::{
 };
 
 use super::{
-    heal::{Fate, Mender, Target, Targets},
+    heal::{Changes, Fate, Mender, Target, Targets},
     plan::{self, Draining, Planned, Reschedules},
 };
 use crate::{
@@ -200,6 +200,7 @@ impl Scanner {
     /// changes meanwhile makes the flows void that are noted by it.
     fn look(&mut self) -> Result<(Found, bool)> {
         let begun = self.heart.drains_begun();
+        let changes = Changes::since_now(&self.heart);
         if let Some(healing) = &self.healing {
             healing.changed.store(false, Ordering::Relaxed);
         }
@@ -279,7 +280,7 @@ impl Scanner {
             self.survey(&self.known, RENEW)?;
         }
         if self.policy.dry_run == 0 && self.passes(&draining, now) {
-            self.pass(&draining, &reals, reschedules, now)?;
+            self.pass(&draining, &reals, reschedules, changes, now)?;
         }
         self.due = self.healing.as_ref().and_then(|healing| {
             let more = healing.mender.has_more().then_some(AGAIN);
@@ -335,6 +336,7 @@ impl Scanner {
         draining: &Draining,
         reals: &Reals,
         reschedules: Reschedules,
+        changes: Changes,
         now: u64,
     ) -> Result<()> {
         self.noted.retain(|_, flow| flow.deadline > now);
@@ -345,7 +347,7 @@ impl Scanner {
         };
         let mut batch = Vec::with_capacity(NOTES);
         if let Some(healing) = &mut self.healing {
-            healing.mender.begin();
+            healing.mender.begin(changes);
         }
         for entry in table {
             let entry = match entry {

@@ -45,7 +45,7 @@ const MTU: u32 = 3_600;
 const MESSAGE: usize = MTU as usize - 120;
 /// Messages that the daemon may have before it: more would wait where they can no
 /// longer be taken back.
-const AHEAD: u32 = 16;
+const AHEAD: u32 = 2;
 /// How many ports are tried: one may be another program's.
 const PORTS: u32 = 5;
 /// How long it may take for one of them, on a machine that is busy.

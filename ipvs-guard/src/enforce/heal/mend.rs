@@ -23,7 +23,7 @@ use super::{
     syns::SynNames,
     targets::{Choice, Nowhere, Targets},
 };
-use crate::{netlink::conntable::ConnEntry, say::say};
+use crate::{bpf::HeartMap, netlink::conntable::ConnEntry, say::say};
 
 /// An entry with less life than this is left to end, in seconds.
 const ENDING: u64 = 2;
@@ -97,6 +97,26 @@ pub(in crate::enforce) enum Fate {
     Reset,
 }
 
+/// What the kernel side counts of weights that change and destinations that go, from
+/// the moment that they were read.
+pub(in crate::enforce) struct Changes {
+    heart: Arc<HeartMap>,
+    before: u64,
+}
+
+impl Changes {
+    pub(in crate::enforce) fn since_now(heart: &Arc<HeartMap>) -> Self {
+        Self {
+            heart: Arc::clone(heart),
+            before: heart.changes(),
+        }
+    }
+
+    fn are_none(&self) -> bool {
+        self.heart.changes() == self.before
+    }
+}
+
 /// Re-points entries.
 pub(in crate::enforce) struct Mender {
     channel: Channel,
@@ -125,8 +145,10 @@ pub(in crate::enforce) struct Mender {
     last: Option<u32>,
     /// SYNs that came a moment ago: their entries are theirs.
     syns: Arc<SynNames>,
-    /// A weight or destination has changed since the pass began.
+    /// A weight or destination has changed since the pass began, as the agent knows it.
     changed: Arc<AtomicBool>,
+    /// The same as the kernel side knows it, which is sooner.
+    changes: Option<Changes>,
     this: Told,
     broken: Option<Instant>,
     said: Option<Instant>,
@@ -159,6 +181,7 @@ impl Mender {
             last: None,
             syns,
             changed,
+            changes: None,
             this: Told::default(),
             broken: None,
             said: None,
@@ -176,8 +199,9 @@ impl Mender {
         self.broken.is_none() && (self.cut || self.repointed * MANY > self.rows)
     }
 
-    /// A pass begins.
-    pub(in crate::enforce) fn begin(&mut self) {
+    /// A pass begins; by `changes` it goes by the weights that were read.
+    pub(in crate::enforce) fn begin(&mut self, changes: Changes) {
+        self.changes = Some(changes);
         let now = self.seconds();
         self.told
             .retain(|_, told| now.saturating_sub(*told) <= LINGERS + SLACK);
@@ -203,7 +227,7 @@ impl Mender {
             self.flush();
         }
         self.rows += 1;
-        self.cut = self.changed.load(Ordering::Relaxed);
+        self.cut = self.has_changed();
         !self.cut
     }
 
@@ -299,7 +323,12 @@ impl Mender {
 
     /// What was read would be wrong by now: another pass is due.
     fn is_void(&self) -> bool {
-        self.broken.is_some() || self.changed.load(Ordering::Relaxed)
+        self.broken.is_some() || self.has_changed()
+    }
+
+    fn has_changed(&self) -> bool {
+        let changes = self.changes.as_ref();
+        self.changed.load(Ordering::Relaxed) || changes.is_some_and(|changes| !changes.are_none())
     }
 
     /// Tells of what was read.

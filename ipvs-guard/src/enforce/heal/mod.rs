@@ -10,7 +10,7 @@ mod targets;
 
 pub(super) use self::{
     channel::{Channel, is_ours, sweep},
-    mend::{Fate, Mender},
+    mend::{Changes, Fate, Mender},
     rescue::{Ending, Rescues},
     syns::SynNames,
     targets::{Target, Targets},
