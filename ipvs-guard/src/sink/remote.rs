@@ -115,6 +115,7 @@ impl Sink {
             open: Arc::clone(&waiting),
             hand: VecDeque::new(),
             doubtful: VecDeque::new(),
+            on_their_way: 0,
             pauses: None,
             taking_since: None,
             said: false,
@@ -146,12 +147,15 @@ struct Courier<R> {
     inbox: mpsc::Receiver<Message>,
     receiver: R,
     lost: Arc<AtomicU64>,
-    /// Events that are neither handed over nor lost yet, those in the queue included.
+    /// Events that have neither reached the receiver nor are lost yet, those in the queue
+    /// included.
     open: Arc<AtomicU64>,
     /// Taken from the queue.
     hand: VecDeque<InHand>,
     /// Handed over, and when: the receiver may lose them yet.
     doubtful: VecDeque<(InHand, Instant)>,
+    /// Events of those that have not reached its machine, for all that is known.
+    on_their_way: u64,
     /// While the receiver is away, or not back for long.
     pauses: Option<ExponentialBackoff>,
     /// It takes events again since then.
@@ -182,7 +186,10 @@ impl<R: Receiver> Courier<R> {
                 Err(trouble) if !self.doubtful.is_empty() => {
                     self.is_away(&trouble.to_string()).await;
                 }
-                Ok(()) | Err(_) => break,
+                Ok(()) | Err(_) => {
+                    self.open.fetch_sub(self.on_their_way, Ordering::Relaxed);
+                    break;
+                }
             }
         }
         let lost = self.lost.load(Ordering::Relaxed);
@@ -243,15 +250,26 @@ impl<R: Receiver> Courier<R> {
             events += u64::from(!held.report);
             self.doubtful.push_back((held, now));
         }
-        self.open.fetch_sub(events, Ordering::Relaxed);
+        self.on_their_way += events;
+        self.arrive();
         let over = self.doubtful.len().saturating_sub(KEPT);
         self.doubtful.drain(..over);
+    }
+
+    /// Whether all that was taken has reached the receiver's machine.
+    fn arrive(&mut self) -> bool {
+        let arrived = self.receiver.has_arrived();
+        if arrived {
+            self.open.fetch_sub(self.on_their_way, Ordering::Relaxed);
+            self.on_their_way = 0;
+        }
+        arrived
     }
 
     /// What was taken long enough ago is not in doubt any more.
     fn trust(&mut self) {
         let now = Instant::now();
-        if self.receiver.has_arrived() {
+        if self.arrive() {
             let in_doubt = |(_, since): &(InHand, Instant)| now < *since + R::DOUBT;
             let safe = self.doubtful.iter().position(in_doubt);
             self.doubtful.drain(..safe.unwrap_or(self.doubtful.len()));
@@ -280,7 +298,9 @@ impl<R: Receiver> Courier<R> {
             events += u64::from(!held.report);
             self.hand.push_front(held);
         }
-        self.open.fetch_add(events, Ordering::Relaxed);
+        self.open
+            .fetch_add(events.saturating_sub(self.on_their_way), Ordering::Relaxed);
+        self.on_their_way = 0;
         self.complain(reason);
         sleep(self.pause()).await;
     }

@@ -24,6 +24,9 @@ use crate::{
 
 /// After so long without a sign of life a silent connection is asked for one.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Bytes on their way to the receiver, of which the kernel takes twice as many: what does
+/// not reach it is far less than what is kept to be sent again.
+const SEND_BUFFER: usize = 256 << 10;
 /// How long the receiver's end is waited for after ours.
 const LAST_PATIENCE: Duration = Duration::from_millis(300);
 
@@ -195,13 +198,15 @@ async fn in_time<T>(future: impl Future<Output = io::Result<T>>) -> Result<T, St
     }
 }
 
-/// A receiver that vanished without a word, with its machine, is noticed.
+/// Bounds what is on its way, and has a receiver noticed that vanished with its machine.
 fn tune(tcp: &TcpStream) -> nix::Result<()> {
     let seconds = |time: Duration| u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+    setsockopt(tcp, sockopt::SndBuf, &SEND_BUFFER)?;
     setsockopt(tcp, sockopt::KeepAlive, &true)?;
     setsockopt(tcp, sockopt::TcpKeepIdle, &seconds(KEEPALIVE))?;
     setsockopt(tcp, sockopt::TcpKeepInterval, &seconds(PATIENCE))?;
-    let patience = u32::try_from(PATIENCE.as_millis()).unwrap_or(u32::MAX);
+    // Later than one that does not read: that is told apart, by a write that takes too long.
+    let patience = u32::try_from(KEEPALIVE.as_millis()).unwrap_or(u32::MAX);
     setsockopt(tcp, sockopt::TcpUserTimeout, &patience)
 }
 
