@@ -1,11 +1,27 @@
 //! systemd-journald, and what journalctl finds.
 
-use std::{collections::BTreeSet, fs, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    fs,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::MetadataExt as _,
+            net::{UnixDatagram, UnixStream},
+        },
+    },
+    path::PathBuf,
+};
 
 use ipvs_guard::{
     event::{Class, Event},
     pipeline::Summary,
     sink::{Journald, Sink},
+};
+use nix::{
+    sched::{CloneFlags, unshare},
+    sys::socket::{setsockopt, sockopt},
+    unistd::chroot,
 };
 
 use crate::support::{
@@ -115,4 +131,37 @@ fn killed_during_events() {
         said.len() <= 2 && said[0].contains("events wait"),
         "{said:?}"
     );
+}
+
+/// As under systemd: the socket is held by another process, and outlives journald.
+#[test]
+fn killed_while_its_socket_lives_on() {
+    const SOCKET: &str = "/run/systemd/journal/socket";
+    let journal = Journal::new();
+    let place = journal.0.run().parent().unwrap().to_owned();
+    fs::create_dir_all(journal.socket().parent().unwrap()).unwrap();
+    // journald knows its sockets by their paths, which are those of its root directory.
+    let bind = move || {
+        unshare(CloneFlags::CLONE_FS).unwrap();
+        chroot(&place).unwrap();
+        UnixDatagram::bind(SOCKET).unwrap()
+    };
+    let socket = std::thread::spawn(bind).join().unwrap();
+    // It takes what it is told of from number 3 on, by its own process id.
+    setsockopt(&socket, sockopt::PassCred, &true).unwrap();
+    let start = || {
+        let mut command = journal.0.command(&["/usr/lib/systemd/systemd-journald"]);
+        command.stdin(OwnedFd::from(socket.try_clone().unwrap()));
+        let daemon = journal.0.spawn(command);
+        let varlink = journal.socket().with_file_name("io.systemd.journal");
+        wait_until("journald", || UnixStream::connect(&varlink).is_ok());
+        daemon
+    };
+    let inode = || fs::metadata(journal.socket()).unwrap().ino();
+    let before = inode();
+    let sink = journal.sink("kill held");
+    killed_in_the_middle(sink, start, || journal.delivered());
+    assert_eq!(inode(), before, "journald made a socket of its own");
+    let said = said("kill held");
+    assert!(said[0].contains("its reader has ended"), "{said:?}");
 }

@@ -77,18 +77,24 @@ impl Place {
 
     /// Starts a program, which stays in the foreground.
     pub(crate) fn start(&self, program: &[&str]) -> Daemon {
+        self.spawn(self.command(program))
+    }
+
+    /// Starts what [`Place::command`] gave.
+    pub(crate) fn spawn(&self, mut command: Command) -> Daemon {
         let errors = self.0.path().join("errors");
         let file = File::options()
             .create(true)
             .append(true)
             .open(&errors)
             .unwrap();
-        let process = self.command(program).stderr(file).spawn().unwrap();
+        let process = command.stderr(file).spawn().unwrap();
         Daemon { process, errors }
     }
 
     /// A program with the tree of packages as its root directory. It can write
-    /// everywhere, and nothing of that lasts but what is in `/run`.
+    /// everywhere, and nothing of that lasts but what is in `/run`. A socket as its
+    /// standard input is handed to it as systemd does.
     pub(crate) fn command(&self, program: &[&str]) -> Command {
         const ENTER: &str = r#"
             set -e
@@ -107,6 +113,10 @@ impl Place {
             mount --rbind /sys sys
             mount --rbind /dev dev
             shift 2
+            if [ -S /dev/stdin ]; then
+                export LISTEN_FDS=1 LISTEN_PID=$$
+                exec 3<&0 < /dev/null
+            fi
             exec chroot . "$@"
         "#;
         let mut command = Command::new("unshare");

@@ -30,8 +30,11 @@ impl Journald {
 
     /// Hands events to the journald that listens on `socket`.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
+        let socket = socket.into();
+        // systemd holds the socket. This one it holds as well, but not what connects to it.
+        let varlink = socket.with_file_name("io.systemd.journal");
         Self {
-            local: Local::new(socket.into(), Self::DOUBT),
+            local: Local::new(socket, Self::DOUBT).with_witness(varlink),
             batch: Datagrams::default(),
             taken: 0,
         }

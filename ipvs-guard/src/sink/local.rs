@@ -3,10 +3,17 @@
 //! What the reader has not read dies with its socket, and the sender is told nothing:
 //! the bytes on their way become 0 as if they had been read. So whether it is still the
 //! same socket is looked at around each batch, and as long as events are in doubt.
+//!
+//! A socket that a supervisor holds outlives its reader. Then a stream to the same reader,
+//! on which nothing is ever sent, is the witness: it ends when the reader does.
 
 use std::{
-    fs, io,
-    os::unix::{fs::MetadataExt as _, net::UnixDatagram as Probe},
+    fs,
+    io::{self, Read as _},
+    os::unix::{
+        fs::MetadataExt as _,
+        net::{UnixDatagram as Probe, UnixStream},
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -55,6 +62,8 @@ impl Datagrams {
 /// The sender's side of such a socket.
 pub(super) struct Local {
     path: PathBuf,
+    /// Where the same reader takes streams.
+    witness: Option<PathBuf>,
     /// How long what was sent is in doubt.
     doubt: Duration,
     open: Option<Open>,
@@ -63,6 +72,7 @@ pub(super) struct Local {
 struct Open {
     socket: UnixDatagram,
     identity: Identity,
+    witness: Option<UnixStream>,
     sent: Instant,
 }
 
@@ -73,8 +83,17 @@ impl Local {
     pub(super) const fn new(path: PathBuf, doubt: Duration) -> Self {
         Self {
             path,
+            witness: None,
             doubt,
             open: None,
+        }
+    }
+
+    /// Its reader takes streams at `witness`, if it can be connected to.
+    pub(super) fn with_witness(self, witness: PathBuf) -> Self {
+        Self {
+            witness: Some(witness),
+            ..self
         }
     }
 
@@ -82,7 +101,7 @@ impl Local {
     pub(super) async fn send(&mut self, datagrams: &Datagrams) -> Result<usize, Trouble> {
         let mut open = match self.open.take() {
             Some(open) => open,
-            None => connect(&self.path).map_err(|error| self.away(&error))?,
+            None => self.connect().map_err(|error| self.away(&error))?,
         };
         open.check(&self.path).map_err(|error| self.away(&error))?;
         let mut taken = 0;
@@ -143,6 +162,24 @@ impl Local {
         open.check(&self.path).map_err(|error| self.away(&error))
     }
 
+    fn connect(&self) -> io::Result<Open> {
+        // Read before: a reader that comes in between is found by the next check.
+        let identity = identity(&self.path)?;
+        let witness = self.witness.as_deref().and_then(|path| {
+            let stream = UnixStream::connect(path).ok()?;
+            stream.set_nonblocking(true).ok()?;
+            Some(stream)
+        });
+        let socket = UnixDatagram::unbound()?;
+        socket.connect(&self.path)?;
+        Ok(Open {
+            socket,
+            identity,
+            witness,
+            sent: Instant::now(),
+        })
+    }
+
     fn away(&self, error: &io::Error) -> Trouble {
         Trouble::Away(format!("{}: {error}", self.path.display()))
     }
@@ -161,6 +198,12 @@ impl Open {
         if identity(path)? != self.identity {
             return Err(io::Error::other("another socket is there now"));
         }
+        if let Some(mut witness) = self.witness.as_ref() {
+            match witness.read(&mut [0; 1]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Ok(_) | Err(_) => return Err(io::Error::other("its reader has ended")),
+            }
+        }
         // A killed reader leaves the path, and nobody to connect to.
         Probe::unbound()?.connect(path)
     }
@@ -168,18 +211,6 @@ impl Open {
     fn is_read(&self) -> bool {
         unsent(&self.socket).is_ok_and(|bytes| bytes == 0)
     }
-}
-
-fn connect(path: &Path) -> io::Result<Open> {
-    // Read before: a reader that comes in between is found by the next check.
-    let identity = identity(path)?;
-    let socket = UnixDatagram::unbound()?;
-    socket.connect(path)?;
-    Ok(Open {
-        socket,
-        identity,
-        sent: Instant::now(),
-    })
 }
 
 fn identity(path: &Path) -> io::Result<Identity> {
@@ -193,6 +224,8 @@ fn not_reading() -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixListener;
+
     use super::*;
 
     fn datagrams(texts: &[&str]) -> Datagrams {
@@ -239,6 +272,23 @@ mod tests {
         drop(reader);
         let gone = local.send(&datagrams(&["two"])).await.unwrap_err();
         assert!(gone.to_string().contains("refused"), "{gone}");
+    }
+
+    #[tokio::test]
+    async fn a_reader_of_a_socket_that_others_hold_has_a_witness() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let _held = Probe::bind(&path).unwrap();
+        let streams = UnixListener::bind(folder.path().join("streams")).unwrap();
+        let mut local =
+            Local::new(path, Duration::from_secs(60)).with_witness(folder.path().join("streams"));
+        local.send(&datagrams(&["one"])).await.unwrap();
+        let (reader, _) = streams.accept().unwrap();
+        local.send(&datagrams(&["two"])).await.unwrap();
+        drop(reader);
+        let ended = local.watch().await;
+        assert!(ended.to_string().contains("ended"), "{ended}");
+        local.send(&datagrams(&["three"])).await.unwrap();
     }
 
     #[tokio::test]
