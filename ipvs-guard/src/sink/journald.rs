@@ -96,9 +96,10 @@ fn entry(event: &Event, number: u64, out: &mut Vec<u8>) {
     };
     for (key, value) in &keys {
         let name = name(key);
-        match value {
-            Value::String(text) => field(&name, text, out),
-            other => field(&name, &other.to_string(), out),
+        if let Value::String(text) = value {
+            field(&name, text, out);
+        } else {
+            field(&name, &value.to_string(), out);
         }
     }
 }

@@ -103,8 +103,9 @@ impl Stream {
 
     /// Whether the receiver's TCP has all that was sent.
     pub(super) fn is_acknowledged(&self) -> bool {
-        let nothing = |wire: &Box<dyn Wire>| unsent(wire.tcp()).is_ok_and(|bytes| bytes == 0);
-        self.open.as_ref().is_none_or(nothing)
+        self.open
+            .as_deref()
+            .is_none_or(|wire| unsent(wire.tcp()).is_ok_and(|bytes| bytes == 0))
     }
 
     /// Resolves when the connection ends.
