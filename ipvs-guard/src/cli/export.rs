@@ -1,5 +1,7 @@
 //! The flags of the sinks that are for machines.
 
+use std::{fs, path::Path};
+
 use anyhow::Context as _;
 
 use crate::{
@@ -7,6 +9,9 @@ use crate::{
     settings::SyslogTarget,
     sink::{Journald, Sink, Syslog},
 };
+
+/// Where /dev/log leads to under systemd.
+const JOURNALD_DEV_LOG: &str = "/run/systemd/journal/dev-log";
 
 #[derive(Debug, clap::Args)]
 #[group(id = "export")]
@@ -40,6 +45,11 @@ impl Args {
 
 fn syslog_sink(target: SyslogTarget) -> Result<Sink, Failure> {
     let what = format!("--syslog {target}");
+    if let SyslogTarget::Local(path) = &target
+        && fs::canonicalize(path).is_ok_and(|path| path == Path::new(JOURNALD_DEV_LOG))
+    {
+        log::warn!("{what}: this is journald's, which does not read RFC 5424; use --journald");
+    }
     let receiver =
         Syslog::new(target).map_err(|error| Failure::Usage(format!("{what}: {error}")))?;
     Ok(Sink::hand_to("sink.syslog", what, receiver).context("starting the sink")?)
