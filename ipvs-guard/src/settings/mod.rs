@@ -4,10 +4,12 @@ mod address;
 mod config_file;
 mod netns;
 mod origin;
+mod syslog;
 mod value;
 
 pub use address::{Client, Target};
 pub use config_file::{ConfigError, apply, path_from};
 pub use netns::Scope;
 pub use origin::{refused, with_origin};
+pub use syslog::{Remote, SyslogTarget, TlsFiles};
 pub use value::{duration, log_level, size, time};

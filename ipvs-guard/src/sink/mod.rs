@@ -3,9 +3,15 @@
 
 mod file;
 mod human;
+mod journald;
 mod json;
 mod lines;
+mod local;
 mod remote;
+mod sentence;
+mod severity;
+mod syslog;
+mod unsent;
 
 use std::{
     io,
@@ -23,9 +29,12 @@ use tokio::sync::{Notify, mpsc};
 pub use self::{
     file::{LogFile, Rotation},
     human::Human,
+    journald::Journald,
     json::Json,
     lines::LineWriter,
     remote::{Receiver, Trouble},
+    severity::{Severity, severity},
+    syslog::Syslog,
 };
 use crate::{event::Event, pipeline::Summary, say::counted};
 

@@ -2,7 +2,8 @@
 //! batches, and are tried again with growing pauses.
 
 use std::{
-    future::Future,
+    collections::VecDeque,
+    future::{Future, pending, ready},
     io,
     sync::{
         Arc,
@@ -16,7 +17,7 @@ use backon::{BackoffBuilder as _, ExponentialBackoff, ExponentialBuilder};
 use thiserror::Error;
 use tokio::{
     sync::{Notify, mpsc},
-    time::sleep,
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::{Message, QUEUE, Sink};
@@ -24,6 +25,8 @@ use crate::{event::Event, say::counted};
 
 /// Events that are handed over at once at most.
 const BATCH: usize = 512;
+/// Events that are kept after they were taken, for receivers that may lose them yet.
+const KEPT: usize = 16_384;
 /// The first pause after a failure, about.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest.
@@ -57,6 +60,33 @@ pub trait Receiver: Send + 'static {
         &mut self,
         events: &[Arc<Event>],
     ) -> impl Future<Output = Result<usize, Trouble>> + Send;
+
+    /// How long an event that was taken is in doubt: a receiver that goes away within
+    /// this time may have lost it, and gets it once more. Zero where taken is safe.
+    const DOUBT: Duration = Duration::ZERO;
+
+    /// Whether all that was taken has reached the receiver's machine. As long as it has
+    /// not, doubt does not run out.
+    fn has_arrived(&self) -> bool {
+        true
+    }
+
+    /// Waits while there is nothing to hand over, and resolves when the receiver goes
+    /// away. May be dropped at any time.
+    fn watch(&mut self) -> impl Future<Output = Trouble> + Send {
+        pending()
+    }
+
+    /// The last `events` that were taken are about to be handed over once more.
+    fn again(&mut self, _events: usize) {}
+
+    /// Nothing follows; resolves when all that was taken is as safe as it gets.
+    ///
+    /// # Errors
+    /// [`Trouble`] where the receiver went away.
+    fn close(&mut self) -> impl Future<Output = Result<(), Trouble>> + Send {
+        ready(Ok(()))
+    }
 }
 
 impl Sink {
@@ -83,8 +113,11 @@ impl Sink {
             receiver,
             lost: Arc::clone(&lost),
             open: Arc::clone(&waiting),
-            hand: Vec::new(),
+            hand: VecDeque::new(),
+            doubtful: VecDeque::new(),
+            on_their_way: 0,
             pauses: None,
+            taking_since: None,
             said: false,
         };
         let thread = thread::Builder::new()
@@ -102,42 +135,60 @@ impl Sink {
     }
 }
 
+struct InHand {
+    event: Arc<Event>,
+    /// It reports losses: nobody counts it.
+    report: bool,
+}
+
 /// Takes events from the queue to the receiver.
 struct Courier<R> {
     what: String,
     inbox: mpsc::Receiver<Message>,
     receiver: R,
     lost: Arc<AtomicU64>,
-    /// Events that are neither handed over nor lost yet, those in the queue included.
+    /// Events that have neither reached the receiver nor are lost yet, those in the queue
+    /// included.
     open: Arc<AtomicU64>,
-    /// Taken from the queue; whether one is a report of losses, which nobody counts.
-    hand: Vec<(Arc<Event>, bool)>,
-    /// While the receiver is away.
+    /// Taken from the queue.
+    hand: VecDeque<InHand>,
+    /// Handed over, and when: the receiver may lose them yet.
+    doubtful: VecDeque<(InHand, Instant)>,
+    /// Events of those that have not reached its machine, for all that is known.
+    on_their_way: u64,
+    /// While the receiver is away, or not back for long.
     pauses: Option<ExponentialBackoff>,
+    /// It takes events again since then.
+    taking_since: Option<Instant>,
     said: bool,
 }
 
 impl<R: Receiver> Courier<R> {
     async fn work(&mut self) {
-        while self.fill().await {
-            let events: Vec<_> = self
-                .hand
-                .iter()
-                .map(|(event, _)| Arc::clone(event))
-                .collect();
-            match self.receiver.deliver(&events).await {
-                Ok(taken) => {
-                    self.settle(taken);
-                    self.is_back();
+        loop {
+            while self.fill().await {
+                let batch = self.hand.iter().take(BATCH);
+                let events: Vec<_> = batch.map(|held| Arc::clone(&held.event)).collect();
+                match self.receiver.deliver(&events).await {
+                    Ok(taken) => {
+                        self.hand_over(taken);
+                        self.takes();
+                    }
+                    Err(Trouble::Refused { events, reason }) => {
+                        let refused = self.settle(events.max(1));
+                        self.lost.fetch_add(refused, Ordering::Relaxed);
+                        self.complain(&reason);
+                    }
+                    Err(Trouble::Away(reason)) => self.is_away(&reason).await,
                 }
-                Err(Trouble::Refused { events, reason }) => {
-                    let refused = self.settle(events.max(1));
-                    self.lost.fetch_add(refused, Ordering::Relaxed);
-                    self.complain(&reason);
+            }
+            match self.receiver.close().await {
+                Err(trouble) if !self.doubtful.is_empty() => {
+                    self.is_away(&trouble.to_string()).await;
                 }
-                Err(Trouble::Away(reason)) => {
-                    self.complain(&reason);
-                    sleep(self.pause()).await;
+                Ok(()) | Err(_) => {
+                    self.open.fetch_sub(self.on_their_way, Ordering::Relaxed);
+                    break;
                 }
             }
         }
@@ -151,10 +202,22 @@ impl<R: Receiver> Courier<R> {
     /// is anything to hand over.
     async fn fill(&mut self) -> bool {
         while self.hand.is_empty() {
-            let Some(message) = self.inbox.recv().await else {
-                return false;
-            };
-            self.keep(message);
+            let doubt = self.doubtful.front().map(|(_, since)| *since + R::DOUBT);
+            tokio::select! {
+                biased;
+                message = self.inbox.recv() => match message {
+                    Some(message) => self.keep(message),
+                    None => return false,
+                },
+                trouble = self.receiver.watch() => {
+                    // With nothing in doubt it is free to go.
+                    if !self.doubtful.is_empty() {
+                        self.is_away(&trouble.to_string()).await;
+                    }
+                }
+                () = at(self.taking_since.map(|since| since + R::DOUBT)) => self.is_back(),
+                () = at(doubt) => self.trust(),
+            }
         }
         while self.hand.len() < BATCH
             && let Ok(message) = self.inbox.try_recv()
@@ -165,22 +228,96 @@ impl<R: Receiver> Courier<R> {
     }
 
     fn keep(&mut self, message: Message) {
-        match message {
-            Message::Event(event) => self.hand.push((event, false)),
-            Message::Report(event) => self.hand.push((event, true)),
-            Message::Summary(_) => {}
+        let (event, report) = match message {
+            Message::Event(event) => (event, false),
+            Message::Report(event) => (event, true),
+            Message::Summary(_) => return,
+        };
+        self.hand.push_back(InHand { event, report });
+    }
+
+    /// The receiver has taken the first so many.
+    fn hand_over(&mut self, taken: usize) {
+        if R::DOUBT.is_zero() {
+            self.settle(taken);
+            return;
+        }
+        self.trust();
+        let now = Instant::now();
+        let taken = self.hand.drain(..taken.min(self.hand.len()));
+        let mut events = 0;
+        for held in taken {
+            events += u64::from(!held.report);
+            self.doubtful.push_back((held, now));
+        }
+        self.on_their_way += events;
+        self.arrive();
+        let over = self.doubtful.len().saturating_sub(KEPT);
+        self.doubtful.drain(..over);
+    }
+
+    /// Whether all that was taken has reached the receiver's machine.
+    fn arrive(&mut self) -> bool {
+        let arrived = self.receiver.has_arrived();
+        if arrived {
+            self.open.fetch_sub(self.on_their_way, Ordering::Relaxed);
+            self.on_their_way = 0;
+        }
+        arrived
+    }
+
+    /// What was taken long enough ago is not in doubt any more.
+    fn trust(&mut self) {
+        let now = Instant::now();
+        if self.arrive() {
+            let in_doubt = |(_, since): &(InHand, Instant)| now < *since + R::DOUBT;
+            let safe = self.doubtful.iter().position(in_doubt);
+            self.doubtful.drain(..safe.unwrap_or(self.doubtful.len()));
+        } else if let Some((_, since)) = self.doubtful.front_mut() {
+            // It is asked again in a while, not at once.
+            *since = now
+                .checked_sub(R::DOUBT / 2)
+                .map_or(now, |half| half.max(*since));
         }
     }
 
     /// The first so many are out of hand; how many events that were, without reports.
     fn settle(&mut self, messages: usize) -> u64 {
         let out = self.hand.drain(..messages.min(self.hand.len()));
-        let events = out.filter(|(_, report)| !report).count() as u64;
+        let events = out.filter(|held| !held.report).count() as u64;
         self.open.fetch_sub(events, Ordering::Relaxed);
         events
     }
 
+    /// Puts what is in doubt in front of what is in hand, and pauses.
+    async fn is_away(&mut self, reason: &str) {
+        self.taking_since = None;
+        self.receiver.again(self.doubtful.len());
+        let mut events = 0;
+        while let Some((held, _)) = self.doubtful.pop_back() {
+            events += u64::from(!held.report);
+            self.hand.push_front(held);
+        }
+        self.open
+            .fetch_add(events.saturating_sub(self.on_their_way), Ordering::Relaxed);
+        self.on_their_way = 0;
+        self.complain(reason);
+        sleep(self.pause()).await;
+    }
+
+    /// It has taken some. It is back once that has held as long as doubt does: one that
+    /// takes events and goes, again and again, is not.
+    fn takes(&mut self) {
+        if self.pauses.is_some() {
+            let since = *self.taking_since.get_or_insert_with(Instant::now);
+            if since.elapsed() >= R::DOUBT {
+                self.is_back();
+            }
+        }
+    }
+
     fn is_back(&mut self) {
+        self.taking_since = None;
         if self.pauses.take().is_some() {
             log::warn!("{}: events are taken again", self.what);
             self.said = false;
@@ -210,6 +347,14 @@ impl<R: Receiver> Courier<R> {
             })
             .next()
             .unwrap_or(LONGEST_PAUSE)
+    }
+}
+
+/// Resolves at `time`; never when there is none.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
     }
 }
 
@@ -275,5 +420,82 @@ mod tests {
         let left = sink.finish(Summary::default(), Duration::from_millis(50));
         assert_eq!(left, 1);
         assert!(begin.elapsed() < Duration::from_secs(5));
+    }
+
+    /// Takes events and loses what it was given last when it goes.
+    #[derive(Clone)]
+    struct Forgetful {
+        safe: Arc<Mutex<Vec<u32>>>,
+        unsafe_yet: Vec<u32>,
+        numbers: u32,
+        goes: Arc<AtomicBool>,
+    }
+
+    impl Receiver for Forgetful {
+        const DOUBT: Duration = Duration::from_secs(60);
+
+        async fn deliver(&mut self, events: &[Arc<Event>]) -> Result<usize, Trouble> {
+            if self.goes.swap(false, Ordering::Relaxed) {
+                self.unsafe_yet.clear();
+                return Err(Trouble::Away("it went".into()));
+            }
+            for event in events {
+                self.numbers += 1;
+                assert_eq!(event.seq, Some(self.numbers));
+                self.unsafe_yet.push(self.numbers);
+            }
+            Ok(events.len())
+        }
+
+        async fn watch(&mut self) -> Trouble {
+            while !self.goes.swap(false, Ordering::Relaxed) {
+                sleep(Duration::from_millis(1)).await;
+            }
+            self.unsafe_yet.clear();
+            Trouble::Away("it went".into())
+        }
+
+        fn again(&mut self, events: usize) {
+            self.numbers -= u32::try_from(events).unwrap();
+        }
+
+        async fn close(&mut self) -> Result<(), Trouble> {
+            if self.goes.swap(false, Ordering::Relaxed) {
+                self.unsafe_yet.clear();
+                return Err(Trouble::Away("it went".into()));
+            }
+            self.safe.lock().unwrap().append(&mut self.unsafe_yet);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_receiver_may_have_lost_is_handed_over_once_more() {
+        let desk = Forgetful {
+            safe: Arc::default(),
+            unsafe_yet: Vec::new(),
+            numbers: 0,
+            goes: Arc::default(),
+        };
+        let sink = Sink::hand_to("sink.test", "test", desk.clone()).unwrap();
+        for number in 1..=2_000 {
+            let mut event = Event::clone(&event());
+            event.seq = Some(number);
+            sink.offer(&Arc::new(event));
+            if number == 1_000 {
+                // While it has nothing to do, as well.
+                while sink.waiting.load(Ordering::Relaxed) > 0 {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                desk.goes.store(true, Ordering::Relaxed);
+                while desk.goes.load(Ordering::Relaxed) {
+                    thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+        desk.goes.store(true, Ordering::Relaxed);
+        assert_eq!(sink.finish(Summary::default(), Duration::from_secs(30)), 0);
+        let safe = desk.safe.lock().unwrap();
+        assert_eq!(*safe, (1..=2_000).collect::<Vec<_>>());
     }
 }
