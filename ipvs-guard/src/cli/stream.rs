@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use ipvs_guard_common::filter::{Filter, MAX_RULES, Rule, Rules};
 
+use super::export;
 use crate::{
     agent::{self, Settings},
     enforce,
@@ -110,6 +111,9 @@ pub(super) struct Args {
     /// Take the kernel's structure layout from this BTF or ELF file
     #[arg(long, value_name = "FILE", env = "IPVS_GUARD_BTF")]
     btf: Option<PathBuf>,
+
+    #[command(flatten)]
+    export: export::Args,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -141,6 +145,7 @@ impl Args {
             rotate_size,
             rotate_keep,
             btf,
+            export,
         } = self;
         let reopen = Arc::new(AtomicBool::new(false));
         let settings = Settings {
@@ -167,6 +172,7 @@ impl Args {
             };
             sinks.push(file_sink(&path, rotation, reopen)?);
         }
+        sinks.extend(export.sinks()?);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

@@ -236,9 +236,9 @@ fn write_summary(summary: &Summary, out: &mut BytesMut) -> fmt::Result {
     Ok(())
 }
 
-struct Client<'a>(&'a Event);
-struct Service<'a>(&'a Event);
-struct Real<'a>(&'a Event);
+pub(super) struct Client<'a>(pub(super) &'a Event);
+pub(super) struct Service<'a>(pub(super) &'a Event);
+pub(super) struct Real<'a>(pub(super) &'a Event);
 
 impl Display for Client<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,7 +5,11 @@ mod file;
 mod human;
 mod json;
 mod lines;
+pub mod otlp;
 mod remote;
+mod sentence;
+mod severity;
+mod tls;
 
 use std::{
     io,
@@ -26,6 +30,7 @@ pub use self::{
     json::Json,
     lines::LineWriter,
     remote::{Receiver, Trouble},
+    severity::{Severity, severity},
 };
 use crate::{event::Event, pipeline::Summary, say::counted};
 
