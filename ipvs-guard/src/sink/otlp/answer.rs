@@ -204,6 +204,13 @@ mod tests {
         }
     }
 
+    fn pause(answer: &Answer) -> Option<Duration> {
+        match answer {
+            Answer::No(Trouble::Busy { after, .. }) => Some(*after),
+            Answer::Taken(_) | Answer::No(_) | Answer::Never(_) => None,
+        }
+    }
+
     #[test]
     fn codes_of_grpc_are_sorted_as_the_specification_does() {
         for code in (0..17).map(Code::from_i32) {
@@ -226,10 +233,7 @@ mod tests {
         let mut details = tonic_types::ErrorDetails::new();
         details.set_retry_info(Some(Duration::from_secs(7)));
         let status = Status::with_error_details(Code::ResourceExhausted, "slow", details);
-        match of_status(&status) {
-            Answer::No(Trouble::Busy { after, .. }) => assert_eq!(after, Duration::from_secs(7)),
-            other => panic!("{other:?}"),
-        }
+        assert_eq!(pause(&of_status(&status)), Some(Duration::from_secs(7)));
     }
 
     #[test]
@@ -254,9 +258,9 @@ mod tests {
                 "{status}"
             );
         }
-        let busy = |value: &str| match of_response(&head(503, &[("retry-after", value)]), b"") {
-            Answer::No(Trouble::Busy { after, .. }) => after,
-            other => panic!("{value}: {other:?}"),
+        let busy = |value: &str| {
+            let answer = of_response(&head(503, &[("retry-after", value)]), b"");
+            pause(&answer).unwrap()
         };
         assert_eq!(busy("12"), Duration::from_secs(12));
         assert_eq!(busy("Wed, 21 Oct 2015 07:28:00 GMT"), Duration::ZERO);
@@ -298,12 +302,10 @@ mod tests {
             details: Vec::new(),
         };
         let head = head(400, &[("content-type", PROTOBUF)]);
-        match of_response(&head, &status.encode_to_vec()) {
-            Answer::Never(reason) => {
-                assert_eq!(reason, "answers 400 Bad Request: no[31m such tenant");
-            }
-            other => panic!("{other:?}"),
-        }
+        let Answer::Never(reason) = of_response(&head, &status.encode_to_vec()) else {
+            panic!("not refused");
+        };
+        assert_eq!(reason, "answers 400 Bad Request: no[31m such tenant");
         assert_eq!(shown(&"x".repeat(1_000)).chars().count(), SHOWN + 1);
     }
 }

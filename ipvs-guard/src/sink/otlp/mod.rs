@@ -25,7 +25,6 @@ use opentelemetry_proto::tonic::{
     resource::v1::Resource,
 };
 use prost::Message as _;
-use rustls::ClientConfig;
 use tonic::{body::Body, metadata::MetadataMap};
 
 use self::url::Protocol;
@@ -47,10 +46,8 @@ type HttpClient = Client<HttpsConnector<HttpConnector>, Body>;
 /// A receiver of OTLP logs.
 pub struct Otlp {
     endpoint: Endpoint,
-    headers: http::HeaderMap,
+    options: Options,
     resource: Resource,
-    timeout: Duration,
-    tls: ClientConfig,
     client: HttpClient,
 }
 
@@ -60,20 +57,21 @@ impl Otlp {
     /// # Errors
     /// What is wrong with the certificates that `options` name.
     pub fn new(endpoint: Endpoint, options: Options, host: &str) -> Result<Self, String> {
-        let tls = if endpoint.is_encrypted() {
-            options.tls()?
-        } else {
-            tls::no_config()?
-        };
-        let client = client(&endpoint, tls.clone());
         Ok(Self {
             resource: options.resource(host),
-            timeout: options.timeout,
-            headers: options.headers,
+            client: client(&endpoint, &options)?,
             endpoint,
-            tls,
-            client,
+            options,
         })
+    }
+
+    /// Leaves the connection that there is, whose other end may have vanished without a
+    /// word, and reads the certificates again, which may have been renewed.
+    fn begin_anew(&mut self) {
+        // What is wrong with a file now is told by the receiver's refusal.
+        if let Ok(client) = client(&self.endpoint, &self.options) {
+            self.client = client;
+        }
     }
 
     async fn send(&self, request: ExportLogsServiceRequest) -> answer::Answer {
@@ -87,7 +85,7 @@ impl Otlp {
         let mut service =
             LogsServiceClient::with_origin(self.client.clone(), self.endpoint.uri().clone());
         let mut request = tonic::Request::new(message);
-        *request.metadata_mut() = MetadataMap::from_headers(self.headers.clone());
+        *request.metadata_mut() = MetadataMap::from_headers(self.options.headers.clone());
         match service.export(request).await {
             Ok(response) => answer::Answer::Taken(response.into_inner()),
             Err(status) => answer::of_status(&status),
@@ -100,7 +98,7 @@ impl Otlp {
         ))));
         *request.method_mut() = http::Method::POST;
         *request.uri_mut() = self.endpoint.uri().clone();
-        request.headers_mut().extend(self.headers.clone());
+        request.headers_mut().extend(self.options.headers.clone());
         request.headers_mut().insert(
             http::header::CONTENT_TYPE,
             http::HeaderValue::from_static(answer::PROTOBUF),
@@ -127,16 +125,16 @@ impl Otlp {
 impl Receiver for Otlp {
     async fn deliver(&mut self, events: &[Arc<Event>]) -> Result<usize, Trouble> {
         let request = record::request(&self.resource, events);
-        let answer = tokio::time::timeout(self.timeout, self.send(request)).await;
-        let Ok(answer) = answer else {
-            // A connection whose other end has vanished without a word would be taken
-            // again and again.
-            self.client = client(&self.endpoint, self.tls.clone());
-            return Err(Trouble::Away(format!(
-                "no answer within {} ms",
-                self.timeout.as_millis()
-            )));
-        };
+        let timeout = self.options.timeout;
+        let answer = tokio::time::timeout(timeout, self.send(request))
+            .await
+            .unwrap_or_else(|_| {
+                let reason = format!("no answer within {} ms", timeout.as_millis());
+                answer::Answer::No(Trouble::Away(reason))
+            });
+        if matches!(answer, answer::Answer::No(Trouble::Away(_))) {
+            self.begin_anew();
+        }
         match answer {
             answer::Answer::Taken(ExportLogsServiceResponse { partial_success }) => {
                 answer::of_partial_success(partial_success.unwrap_or_default(), events.len())
@@ -150,7 +148,12 @@ impl Receiver for Otlp {
     }
 }
 
-fn client(endpoint: &Endpoint, tls: ClientConfig) -> HttpClient {
+fn client(endpoint: &Endpoint, options: &Options) -> Result<HttpClient, String> {
+    let tls = if endpoint.is_encrypted() {
+        options.tls()?
+    } else {
+        tls::no_config()?
+    };
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
     connector.set_nodelay(true);
@@ -167,9 +170,9 @@ fn client(endpoint: &Endpoint, tls: ClientConfig) -> HttpClient {
     } else {
         builder.enable_http1().wrap_connector(connector)
     };
-    Client::builder(TokioExecutor::new())
+    Ok(Client::builder(TokioExecutor::new())
         .http2_only(grpc)
         .pool_timer(TokioTimer::new())
         .pool_max_idle_per_host(1)
-        .build(connector)
+        .build(connector))
 }
