@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use crate::build;
 use crate::cache::Cache;
 use crate::output::say;
+use crate::process;
 use crate::setup::kernels::Label;
 use crate::test::guest_tests;
 use crate::vm::Guest;
@@ -32,6 +33,9 @@ enum What {
         #[arg(long, default_value = "6.1")]
         kernel: Label,
     },
+    /// Events a second from the ring buffer's records to NDJSON in a file, on one CPU of this
+    /// machine, and what memory they take
+    Pipeline,
 }
 
 /// Runs `cargo xtask bench`.
@@ -52,6 +56,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let guest = Guest::new(kernel, Vec::<String>::new());
             measure(&cache, guest, "heal_table::pass")
         }
+        What::Pipeline => process::show_all(build::cargo(&cache, "bench")?.args([
+            "--package",
+            "ipvs-guard",
+            "--bench",
+            "pipeline",
+        ])),
     }
 }
 

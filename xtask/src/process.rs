@@ -18,6 +18,18 @@ pub(crate) fn show(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
+/// Runs `command` with its output as the result that xtask itself has.
+pub(crate) fn show_all(command: &mut Command) -> Result<()> {
+    let status = command
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| cannot_start(command))?;
+    if !status.success() {
+        bail!("{} failed: {status}", name(command));
+    }
+    Ok(())
+}
+
 /// Runs `command` and returns its standard output; the error holds the first line it printed to standard error.
 pub(crate) fn capture(command: &mut Command) -> Result<String> {
     let output = command

@@ -24,17 +24,6 @@ impl Fanout {
         }
     }
 
-    /// Hands over a report of losses, which is no event that could be lost;
-    /// whether the first sink took it.
-    pub(super) fn offer_report(&self, event: &Arc<Event>) -> bool {
-        let mut taken = true;
-        for (i, sink) in self.sinks.iter().enumerate() {
-            let accepted = sink.offer_report(event);
-            taken &= accepted || i > 0;
-        }
-        taken
-    }
-
     /// Ends all of them at the same time: one that does not come to its end takes
     /// nothing from another's.
     pub(super) fn finish(self, summary: &Summary, patience: Duration) {

@@ -13,7 +13,8 @@ struct Counter {
     /// Up to the last restart of its source.
     before: u64,
     total: u64,
-    reported: u64,
+    /// To each sink.
+    reported: Vec<u64>,
 }
 
 impl Losses {
@@ -37,19 +38,23 @@ impl Losses {
         }
     }
 
-    /// What was not reported yet, by stage.
-    pub fn unreported(&self) -> Vec<(&'static str, u64)> {
+    /// What was not reported yet to the sink of this number, by stage.
+    pub fn unreported(&self, sink: usize) -> Vec<(&'static str, u64)> {
+        let reported = |counter: &Counter| counter.reported.get(sink).copied().unwrap_or(0);
         self.stages
             .iter()
-            .map(|(stage, counter)| (*stage, counter.total - counter.reported))
+            .map(|(stage, counter)| (*stage, counter.total - reported(counter)))
             .filter(|(_, count)| *count > 0)
             .collect()
     }
 
-    /// `count` losses at `stage` have been reported.
-    pub fn settle(&mut self, stage: &'static str, count: u64) {
+    /// `count` losses at `stage` have been reported to the sink of this number.
+    pub fn settle(&mut self, sink: usize, stage: &'static str, count: u64) {
         if let Some(counter) = self.stages.get_mut(stage) {
-            counter.reported += count;
+            if counter.reported.len() <= sink {
+                counter.reported.resize(sink + 1, 0);
+            }
+            counter.reported[sink] += count;
         }
     }
 
@@ -68,16 +73,26 @@ mod tests {
         let mut losses = Losses::default();
         losses.set("ring", 3);
         losses.add("decode", 1);
-        assert_eq!(losses.unreported(), [("decode", 1), ("ring", 3)]);
-        losses.settle("ring", 3);
-        assert_eq!(losses.unreported(), [("decode", 1)]);
-        losses.settle("decode", 1);
+        assert_eq!(losses.unreported(0), [("decode", 1), ("ring", 3)]);
+        losses.settle(0, "ring", 3);
+        assert_eq!(losses.unreported(0), [("decode", 1)]);
+        losses.settle(0, "decode", 1);
         losses.set("ring", 5);
-        assert_eq!(losses.unreported(), [("ring", 2)]);
-        losses.settle("ring", 2);
+        assert_eq!(losses.unreported(0), [("ring", 2)]);
+        losses.settle(0, "ring", 2);
         losses.restart(&["ring"]);
         losses.set("ring", 4);
-        assert_eq!(losses.unreported(), [("ring", 4)]);
+        assert_eq!(losses.unreported(0), [("ring", 4)]);
         assert_eq!(losses.total(), 10);
+    }
+
+    #[test]
+    fn a_sink_that_took_no_report_gets_it_later_and_another_not_twice() {
+        let mut losses = Losses::default();
+        losses.add("decode", 2);
+        losses.settle(1, "decode", 2);
+        losses.add("decode", 3);
+        assert_eq!(losses.unreported(0), [("decode", 5)]);
+        assert_eq!(losses.unreported(1), [("decode", 3)]);
     }
 }

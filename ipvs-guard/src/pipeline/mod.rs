@@ -108,11 +108,16 @@ impl Pipeline {
             self.losses.set(sink.stage(), sink.lost());
         }
         let wanted = self.classes.contains(&Class::Loss);
-        for (stage, count) in self.losses.unreported() {
-            // A report that finds a queue full is made again with the next ones.
-            let event = Arc::new(self.translator.loss(stage, count));
-            if !wanted || self.fanout.offer_report(&event) {
-                self.losses.settle(stage, count);
+        if !wanted {
+            return;
+        }
+        for (number, sink) in self.fanout.sinks().iter().enumerate() {
+            for (stage, count) in self.losses.unreported(number) {
+                // A report that finds a queue full is made again with the next ones.
+                let event = Arc::new(self.translator.loss(stage, count));
+                if sink.offer_report(&event) {
+                    self.losses.settle(number, stage, count);
+                }
             }
         }
     }

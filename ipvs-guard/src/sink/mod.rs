@@ -7,10 +7,12 @@ mod journald;
 mod json;
 mod lines;
 mod local;
+pub mod otlp;
 mod remote;
 mod sentence;
 mod severity;
 mod syslog;
+mod tls;
 mod unsent;
 
 use std::{

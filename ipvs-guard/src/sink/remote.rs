@@ -31,6 +31,11 @@ const KEPT: usize = 16_384;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// The longest that a receiver can ask for.
+const LONGEST_WISH: Duration = Duration::from_secs(300);
+/// Threads for calls that block, such as resolving a name: one that hangs does not
+/// keep the next from being tried, and more are not made.
+const BLOCKING_THREADS: usize = 2;
 
 /// Why events were not handed over.
 #[derive(Debug, Error)]
@@ -38,11 +43,30 @@ pub enum Trouble {
     /// The receiver is away or does not take any for now: they are tried again.
     #[error("{0}")]
     Away(String),
+    /// As [`Trouble::Away`], and the receiver says when to try again.
+    #[error("{reason}")]
+    Busy {
+        /// Why.
+        reason: String,
+        /// When.
+        after: Duration,
+    },
     /// It will not take the first so many of them, however often they are tried.
     #[error("{reason}")]
     Refused {
         /// How many.
         events: usize,
+        /// Why.
+        reason: String,
+    },
+    /// It has taken the first so many of them but for some, of which it only tells the
+    /// number.
+    #[error("{reason}")]
+    Partly {
+        /// How many it is done with.
+        events: usize,
+        /// How many of those it has not taken.
+        lost: usize,
         /// Why.
         reason: String,
     },
@@ -55,7 +79,7 @@ pub trait Receiver: Send + 'static {
     /// when the agent ends.
     ///
     /// # Errors
-    /// [`Trouble`]; none of `events` has been taken then.
+    /// [`Trouble`]; none of `events` has been taken then, unless it says so.
     fn deliver(
         &mut self,
         events: &[Arc<Event>],
@@ -104,6 +128,7 @@ impl Sink {
         let lost = Arc::new(AtomicU64::new(0));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS)
             .build()?;
         let what = what.into();
         let waiting = Arc::new(AtomicU64::new(0));
@@ -118,7 +143,8 @@ impl Sink {
             on_their_way: 0,
             pauses: None,
             taking_since: None,
-            said: false,
+            refusal_said: false,
+            absence_said: false,
         };
         let thread = thread::Builder::new()
             .name(stage.into())
@@ -160,7 +186,10 @@ struct Courier<R> {
     pauses: Option<ExponentialBackoff>,
     /// It takes events again since then.
     taking_since: Option<Instant>,
-    said: bool,
+    /// A receiver that refuses some events and takes others is no news each time.
+    refusal_said: bool,
+    /// Until it is back.
+    absence_said: bool,
 }
 
 impl<R: Receiver> Courier<R> {
@@ -176,15 +205,25 @@ impl<R: Receiver> Courier<R> {
                     }
                     Err(Trouble::Refused { events, reason }) => {
                         let refused = self.settle(events.max(1));
-                        self.lost.fetch_add(refused, Ordering::Relaxed);
-                        self.complain(&reason);
+                        self.refused(refused, &reason);
+                        self.pauses = None;
                     }
-                    Err(Trouble::Away(reason)) => self.is_away(&reason).await,
+                    Err(Trouble::Partly {
+                        events,
+                        lost,
+                        reason,
+                    }) => {
+                        let settled = self.settle(events.max(1));
+                        self.refused(settled.min(lost as u64), &reason);
+                        self.takes();
+                    }
+                    Err(Trouble::Away(reason)) => self.is_away(&reason, Duration::ZERO).await,
+                    Err(Trouble::Busy { reason, after }) => self.is_away(&reason, after).await,
                 }
             }
             match self.receiver.close().await {
                 Err(trouble) if !self.doubtful.is_empty() => {
-                    self.is_away(&trouble.to_string()).await;
+                    self.is_away(&trouble.to_string(), Duration::ZERO).await;
                 }
                 Ok(()) | Err(_) => {
                     self.open.fetch_sub(self.on_their_way, Ordering::Relaxed);
@@ -193,7 +232,7 @@ impl<R: Receiver> Courier<R> {
             }
         }
         let lost = self.lost.load(Ordering::Relaxed);
-        if self.said && lost > 0 {
+        if (self.refusal_said || self.absence_said) && lost > 0 {
             log::error!("{}: {} lost in all", self.what, counted(lost, "event"));
         }
     }
@@ -212,7 +251,7 @@ impl<R: Receiver> Courier<R> {
                 trouble = self.receiver.watch() => {
                     // With nothing in doubt it is free to go.
                     if !self.doubtful.is_empty() {
-                        self.is_away(&trouble.to_string()).await;
+                        self.is_away(&trouble.to_string(), Duration::ZERO).await;
                     }
                 }
                 () = at(self.taking_since.map(|since| since + R::DOUBT)) => self.is_back(),
@@ -289,8 +328,9 @@ impl<R: Receiver> Courier<R> {
         events
     }
 
-    /// Puts what is in doubt in front of what is in hand, and pauses.
-    async fn is_away(&mut self, reason: &str) {
+    /// Puts what is in doubt in front of what is in hand, and pauses, for the time that
+    /// the receiver asks for or longer.
+    async fn is_away(&mut self, reason: &str, asked: Duration) {
         self.taking_since = None;
         self.receiver.again(self.doubtful.len());
         let mut events = 0;
@@ -301,8 +341,14 @@ impl<R: Receiver> Courier<R> {
         self.open
             .fetch_add(events.saturating_sub(self.on_their_way), Ordering::Relaxed);
         self.on_their_way = 0;
-        self.complain(reason);
-        sleep(self.pause()).await;
+        if !self.absence_said {
+            self.absence_said = true;
+            log::error!(
+                "{}: {reason}; events wait, those that do not fit are counted as ipvs.loss",
+                self.what
+            );
+        }
+        sleep(self.pause().max(asked.min(LONGEST_WISH))).await;
     }
 
     /// It has taken some. It is back once that has held as long as doubt does: one that
@@ -318,18 +364,20 @@ impl<R: Receiver> Courier<R> {
 
     fn is_back(&mut self) {
         self.taking_since = None;
-        if self.pauses.take().is_some() {
+        self.pauses = None;
+        if self.absence_said {
             log::warn!("{}: events are taken again", self.what);
-            self.said = false;
+            self.absence_said = false;
         }
     }
 
-    /// Once, until it is back.
-    fn complain(&mut self, reason: &str) {
-        if !self.said {
-            self.said = true;
+    /// Said once.
+    fn refused(&mut self, events: u64, reason: &str) {
+        self.lost.fetch_add(events, Ordering::Relaxed);
+        if !self.refusal_said {
+            self.refusal_said = true;
             log::error!(
-                "{}: {reason}; events wait, those that do not fit are counted as ipvs.loss",
+                "{}: {reason}; events that it refuses are counted as ipvs.loss",
                 self.what
             );
         }
@@ -375,6 +423,8 @@ mod tests {
         open: Arc<AtomicBool>,
         refuses: Arc<AtomicBool>,
         taken: Arc<Mutex<usize>>,
+        /// Takes all but one of each batch.
+        picks: Arc<AtomicBool>,
     }
 
     impl Receiver for Desk {
@@ -387,6 +437,14 @@ mod tests {
             }
             if !self.open.load(Ordering::Relaxed) {
                 return Err(Trouble::Away("closed".into()));
+            }
+            if self.picks.load(Ordering::Relaxed) {
+                *self.taken.lock().unwrap() += events.len() - 1;
+                return Err(Trouble::Partly {
+                    events: events.len(),
+                    lost: 1,
+                    reason: "all but one".into(),
+                });
             }
             // Not all at once.
             let some = events.len().div_ceil(2);
@@ -410,6 +468,22 @@ mod tests {
         let lost = lost.load(Ordering::Relaxed) as usize;
         assert!(lost >= 3, "{lost} lost");
         assert_eq!(*desk.taken.lock().unwrap() + lost, sent);
+    }
+
+    #[test]
+    fn what_a_receiver_leaves_out_is_counted_and_not_tried_again() {
+        let desk = Desk::default();
+        desk.picks.store(true, Ordering::Relaxed);
+        desk.open.store(true, Ordering::Relaxed);
+        let sink = Sink::hand_to("sink.test", "test", desk.clone()).unwrap();
+        for _ in 0..1_000 {
+            sink.offer(&event());
+        }
+        let lost = Arc::clone(&sink.lost);
+        assert_eq!(sink.finish(Summary::default(), Duration::from_secs(30)), 0);
+        let lost = lost.load(Ordering::Relaxed) as usize;
+        assert!(lost > 0);
+        assert_eq!(*desk.taken.lock().unwrap() + lost, 1_000);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 mod message;
 mod stream;
-mod tls;
 mod udp;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};

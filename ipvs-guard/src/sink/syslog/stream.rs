@@ -4,7 +4,8 @@
 //! each write and all the time in between.
 
 use std::{
-    fmt::Display, future::poll_fn, io, net::SocketAddr, pin::pin, task::Poll, time::Duration,
+    fmt::Display, future::poll_fn, io, net::SocketAddr, pin::pin, sync::Arc, task::Poll,
+    time::Duration,
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -14,12 +15,12 @@ use tokio::{
     task::yield_now,
     time::timeout,
 };
-use tokio_rustls::{client::TlsStream, rustls::pki_types::ServerName};
+use tokio_rustls::{TlsConnector, client::TlsStream, rustls::pki_types::ServerName};
 
-use super::{PATIENCE, addresses, tls};
+use super::{PATIENCE, addresses};
 use crate::{
     settings::{Remote, TlsFiles},
-    sink::{local::Datagrams, remote::Trouble, unsent::unsent},
+    sink::{local::Datagrams, remote::Trouble, tls::client_config, unsent::unsent},
 };
 
 /// After so long without a sign of life a silent connection is asked for one.
@@ -68,7 +69,7 @@ impl Stream {
     /// # Errors
     /// What is wrong with `files`.
     pub(super) fn encrypted(remote: Remote, files: TlsFiles) -> Result<Self, String> {
-        tls::connector(&files)?;
+        connector(&files)?;
         server_name(&remote)?;
         Ok(Self {
             remote,
@@ -157,7 +158,7 @@ impl Stream {
         let Some(files) = &self.tls else {
             return Ok(Box::new(tcp));
         };
-        let connector = tls::connector(files)?;
+        let connector = connector(files)?;
         let name = server_name(&self.remote)?;
         Ok(Box::new(in_time(connector.connect(name, tcp)).await?))
     }
@@ -214,4 +215,14 @@ fn tune(tcp: &TcpStream) -> nix::Result<()> {
 fn server_name(remote: &Remote) -> Result<ServerName<'static>, String> {
     ServerName::try_from(remote.host.clone())
         .map_err(|_| format!("{} is no name that a certificate can have", remote.host))
+}
+
+/// What makes TLS of a connection (RFC 5425): both sides by certificate where the
+/// receiver asks. Reads the files, so that certificates can be renewed while this program
+/// runs.
+fn connector(files: &TlsFiles) -> Result<TlsConnector, String> {
+    let identity = files.client.as_ref();
+    let identity = identity.map(|(chain, key)| (chain.as_path(), key.as_path()));
+    let config = client_config(files.ca.as_deref(), identity)?;
+    Ok(TlsConnector::from(Arc::new(config)))
 }
