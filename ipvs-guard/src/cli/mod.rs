@@ -3,6 +3,7 @@
 mod cleanup;
 mod completions;
 mod enforce;
+mod export;
 mod lab;
 mod man;
 mod schema;

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, IsTerminal as _},
+    net::TcpListener,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
@@ -13,11 +14,13 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use ipvs_guard_common::filter::{Filter, MAX_RULES, Rule, Rules};
 
+use super::export;
 use crate::{
     agent::{self, Settings},
     enforce,
     event::Class,
     failure::Failure,
+    metrics::{Metrics, Server},
     settings::{self, Client, Target},
     sink::{Human, Json, LogFile, Rotation, Sink},
 };
@@ -110,6 +113,9 @@ pub(super) struct Args {
     /// Take the kernel's structure layout from this BTF or ELF file
     #[arg(long, value_name = "FILE", env = "IPVS_GUARD_BTF")]
     btf: Option<PathBuf>,
+
+    #[command(flatten)]
+    export: export::Args,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -121,12 +127,18 @@ enum Form {
 }
 
 impl Args {
+    /// The socket of `--metrics`, in the network namespace of now.
+    pub(super) fn listen(&self) -> Result<Option<TcpListener>, Failure> {
+        self.export.listen()
+    }
+
     /// Streams the events of the network namespace with inode `netns`, of all if
     /// there is none, until the agent ends.
     pub(super) fn stream(
         self,
         netns: Option<u32>,
         enforce: Option<enforce::Settings>,
+        listener: Option<TcpListener>,
     ) -> Result<(), Failure> {
         let Self {
             format,
@@ -141,9 +153,10 @@ impl Args {
             rotate_size,
             rotate_keep,
             btf,
+            export: _,
         } = self;
         let reopen = Arc::new(AtomicBool::new(false));
-        let settings = Settings {
+        let mut settings = Settings {
             classes: classes(events, trace)?,
             filter: Filter {
                 vip: rules("--vip", vip)?,
@@ -158,6 +171,7 @@ impl Args {
             btf,
             enforce,
             reopen: output.is_some().then(|| Arc::clone(&reopen)),
+            metrics: None,
         };
         let mut sinks = vec![stdout_sink(format, netns.is_none())?];
         if let Some(path) = output {
@@ -167,6 +181,10 @@ impl Args {
             };
             sinks.push(file_sink(&path, rotation, reopen)?);
         }
+        let _server = match listener {
+            Some(listener) => Some(serve(listener, &mut settings)?),
+            None => None,
+        };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -176,6 +194,14 @@ impl Args {
         runtime.shutdown_background();
         outcome
     }
+}
+
+/// Serves what is counted from here on.
+fn serve(listener: TcpListener, settings: &mut Settings) -> Result<Server, Failure> {
+    let enforced = settings.enforce.as_ref().map(|_| Arc::default());
+    let metrics = Arc::new(Metrics::new(enforced));
+    settings.metrics = Some(Arc::clone(&metrics));
+    Ok(Server::start(listener, metrics, settings.filter).context("starting --metrics")?)
 }
 
 fn classes(events: Vec<Class>, trace: bool) -> Result<Vec<Class>, Failure> {

@@ -25,6 +25,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
     let Args { stream, netns } = args;
+    let listener = stream.listen()?;
     let netns = netns.inode()?;
-    stream.stream(netns, None)
+    stream.stream(netns, None, listener)
 }

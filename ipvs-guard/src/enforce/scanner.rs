@@ -23,6 +23,7 @@ use ipvs_guard_common::{
 use super::{
     heal::{Fate, Mender, Target, Targets},
     plan::{self, Draining, Planned, Reschedules},
+    tally::Tally,
 };
 use crate::{
     bpf::{GuardMaps, HeartMap},
@@ -69,6 +70,7 @@ pub(super) struct Scanner {
     noted: HashMap<FlowKey, Noted>,
     last_drain: LastDrain,
     healing: Option<Healing>,
+    tally: Arc<Tally>,
 }
 
 /// What healing needs beside the rest.
@@ -125,6 +127,7 @@ impl Scanner {
         filter: Filter,
         policy: Policy,
         healing: Option<Healing>,
+        tally: Arc<Tally>,
     ) -> Result<Self> {
         Ok(Self {
             ipvs: IpvsSocket::open()?,
@@ -138,6 +141,7 @@ impl Scanner {
             noted: HashMap::new(),
             last_drain: LastDrain::default(),
             healing,
+            tally,
         })
     }
 
@@ -163,6 +167,7 @@ impl Scanner {
                 Ok(_) => failing = false,
                 Err(error) if !failing => {
                     failing = true;
+                    self.tally.set_flows(None);
                     say(format_args!(
                         "ipvs-guard: {error:#}; stale SYNs are met on their way out only until it \
                          works again"
@@ -273,7 +278,11 @@ impl Scanner {
         }
         let unseen = self.healing.as_ref().is_some_and(|h| h.mender.is_waiting());
         if (!draining.is_empty() || unseen) && self.policy.dry_run == 0 {
-            self.pass(&draining, &reals, reschedules, now)?;
+            if let Some(flows) = self.pass(&draining, &reals, reschedules, now)? {
+                self.tally.set_flows(Some(flows));
+            }
+        } else {
+            self.tally.set_flows(Some(0));
         }
         let again = changed
             || draining
@@ -308,21 +317,23 @@ impl Scanner {
         Ok(notes.iter().map(known).collect())
     }
 
-    /// Goes through the connection table: notes the stale flows, or heals them.
+    /// Goes through the connection table: notes the stale flows, or heals them. How many
+    /// flows there are in force; `None` when it broke off, for something has changed.
     fn pass(
         &mut self,
         draining: &Draining,
         reals: &Reals,
         reschedules: Reschedules,
         now: u64,
-    ) -> Result<()> {
+    ) -> Result<Option<u64>> {
         self.noted.retain(|_, flow| flow.deadline > now);
         let table = match ConnTable::open() {
             Ok(table) => table,
-            Err(ConnTableError::Absent) => return Ok(()),
+            Err(ConnTableError::Absent) => return Ok(Some(0)),
             Err(error) => return Err(error.into()),
         };
         let mut batch = Vec::with_capacity(NOTES);
+        let (mut flows, mut whole) = (0, true);
         if let Some(healing) = &mut self.healing {
             healing.mender.begin();
         }
@@ -333,6 +344,7 @@ impl Scanner {
                 Err(error) => return Err(error).context("noting stale flows"),
             };
             if self.healing.as_mut().is_some_and(|h| !h.mender.goes_on()) {
+                whole = false;
                 break;
             }
             if self.heals(&entry, draining, reals, reschedules, now) {
@@ -349,6 +361,7 @@ impl Scanner {
             );
             let Some(planned) = planned else { continue };
             if let Some(real) = reals.get(&planned.dest) {
+                flows += u64::from(planned.not_before <= now);
                 batch.extend(self.note(&planned, real.generation, now));
             }
             if batch.len() >= NOTES {
@@ -358,9 +371,9 @@ impl Scanner {
         }
         self.maps.note_flows(&batch).context("noting stale flows")?;
         if let Some(healing) = &mut self.healing {
-            healing.mender.end();
+            healing.mender.end(whole);
         }
-        Ok(())
+        Ok(whole.then_some(flows.min(u64::from(FLOWS))))
     }
 
     /// Whether an entry is none to be noted: it is healed, or can be as soon as it is

@@ -10,4 +10,4 @@ pub use address::{Client, Target};
 pub use config_file::{ConfigError, apply, path_from};
 pub use netns::Scope;
 pub use origin::{refused, with_origin};
-pub use value::{duration, log_level, size, time};
+pub use value::{duration, listen_address, log_level, size, time};

@@ -32,6 +32,8 @@ enum Piece {
     Qemu,
     /// The kernels that the guests run
     Kernels,
+    /// The receivers that sinks are tested against; prints where they are
+    Receivers,
 }
 
 /// Runs `cargo xtask setup`.
@@ -61,6 +63,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             let kernel = kernels::kernel(&cache, label)?;
             say!("there is kernel {label}: {}", kernel.release);
         }
+    }
+    if wanted(Piece::Receivers) {
+        say!(
+            "there are the receivers, at {}",
+            crate::test::receivers(&cache)?.display()
+        );
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 mod clock;
 mod guest;
 mod host;
+mod receivers;
 mod tally;
 
 use std::process::ExitCode;
@@ -15,6 +16,7 @@ use crate::output::say;
 use crate::setup::kernels::Label;
 
 pub(crate) use guest::program as guest_tests;
+pub(crate) use receivers::root as receivers;
 use tally::Tally;
 
 /// Runs formatting, lints, host tests, and the tests on real IPVS over the kernel matrix
@@ -38,6 +40,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let kernels = if args.kernel.is_empty() {
         if args.filter.is_none() {
             host::run(&cache, &mut tally)?;
+            receivers::run(&cache, &mut tally)?;
         }
         Label::ALL.to_vec()
     } else {

@@ -24,7 +24,11 @@ use super::{
     message::{Entry, TCP},
     targets::{Choice, Nowhere, Targets},
 };
-use crate::{netlink::conntable::ConnEntry, say::say};
+use crate::{
+    enforce::{Healed, Tally},
+    netlink::conntable::ConnEntry,
+    say::say,
+};
 
 /// An entry with less life than this is left to end, in seconds.
 const ENDING: u64 = 2;
@@ -123,6 +127,7 @@ pub(in crate::enforce) struct Mender {
     broken: Option<Instant>,
     said: Option<Instant>,
     unsaid: Told,
+    tally: Arc<Tally>,
 }
 
 impl Mender {
@@ -131,6 +136,7 @@ impl Mender {
         targets: Arc<Mutex<Targets>>,
         held: Arc<HeldNames>,
         changed: Arc<AtomicBool>,
+        tally: Arc<Tally>,
     ) -> Self {
         Self {
             channel,
@@ -154,6 +160,7 @@ impl Mender {
             broken: None,
             said: None,
             unsaid: Told::default(),
+            tally,
         }
     }
 
@@ -201,6 +208,9 @@ impl Mender {
     /// A stale entry in a closed state: it is told of.
     pub(in crate::enforce) fn mend(&mut self, entry: &ConnEntry, state: ConnState) -> Fate {
         if self.broken.is_some() {
+            // It was not healed, and is not tried again for now.
+            let name = self.name(entry);
+            self.before.remove(&name);
             return Fate::Reset;
         }
         if entry.expires < ENDING {
@@ -263,9 +273,21 @@ impl Mender {
     }
 
     /// The pass is over: the last ones are told of, and the user what became of those
-    /// before.
-    pub(in crate::enforce) fn end(&mut self) {
-        let before = std::mem::take(&mut self.before).len();
+    /// before. When it was not the `whole` table, what it did not come to is seen in the
+    /// next one.
+    pub(in crate::enforce) fn end(&mut self, whole: bool) {
+        let mut before = std::mem::take(&mut self.before);
+        if !whole {
+            let met: HashSet<u64> = self.again.iter().map(|(name, _)| *name).collect();
+            before.retain(|name| {
+                let unseen = !met.contains(name) && !self.moved.contains(name);
+                if unseen {
+                    self.told.insert(*name);
+                }
+                !unseen
+            });
+        }
+        let before = before.len();
         let counted = std::mem::take(&mut self.lingering).len();
         let suspects = std::mem::take(&mut self.suspects);
         let (mut failed, mut open) = (0, 0);
@@ -299,7 +321,7 @@ impl Mender {
         {
             self.fail(&self.channel.deaf());
         }
-        self.this.failed = failed as u64;
+        self.this.failed += failed as u64;
         self.this.healed = before.saturating_sub(failed + counted + open) as u64;
         self.moved = HashSet::new();
         self.report();
@@ -321,11 +343,7 @@ impl Mender {
         // What would be told may be wrong by now; another pass is due.
         let stale = self.read_at.elapsed() >= STALE || self.changed.load(Ordering::Relaxed);
         if stale || self.broken.is_some() {
-            for entry in &batch {
-                let name = self.hasher.hash_one((entry.client, entry.service));
-                self.told.remove(&name);
-            }
-            return;
+            return self.forget(&batch);
         }
         if batch.is_empty() {
             return;
@@ -339,7 +357,20 @@ impl Mender {
             }
         });
         if let Err(error) = outcome {
+            self.forget(&batch);
+            self.this.failed += batch
+                .iter()
+                .filter(|entry| entry.flags & CONN_INACTIVE == 0)
+                .count() as u64;
             self.fail(&error);
+        }
+    }
+
+    /// Nothing was told of these.
+    fn forget(&mut self, batch: &[Entry]) {
+        for entry in batch {
+            let name = self.hasher.hash_one((entry.client, entry.service));
+            self.told.remove(&name);
         }
     }
 
@@ -352,6 +383,11 @@ impl Mender {
     }
 
     fn report(&mut self) {
+        self.tally.add(Healed {
+            healed: self.this.healed,
+            failed: self.this.failed,
+            templates: self.this.templates,
+        });
         let sum = &mut self.unsaid;
         sum.healed += self.this.healed;
         sum.failed += self.this.failed;
