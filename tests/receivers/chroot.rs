@@ -20,10 +20,12 @@ fn tree() -> PathBuf {
 
 /// `program` of the tree with `files` at [`FILES`]; its process is the program's own.
 pub(crate) fn command(program: &str, files: &Path) -> Command {
-    const ENTER: &str =
-        r#"mount --bind "$1" "$2/mnt" && cd / && root=$2 && shift 2 && exec chroot "$root" "$@""#;
+    const ENTER: &str = r#"mount --bind "$1" "$2/mnt" && mount -t tmpfs tmpfs "$2/tmp" && cd / &&
+        root=$2 && shift 2 && exec chroot "$root" "$@""#;
     let tree = tree();
-    std::fs::create_dir_all(tree.join("mnt")).unwrap();
+    for place in ["mnt", "tmp"] {
+        std::fs::create_dir_all(tree.join(place)).unwrap();
+    }
     let mut command = Command::new("unshare");
     command
         .args(["--mount", "sh", "-c", ENTER, "sh"])

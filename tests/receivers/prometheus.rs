@@ -102,10 +102,15 @@ fn promtool_finds_nothing_to_say_about_the_classic_form() {
     let output = promtool(folder.path(), &["check", "metrics"], &text);
     assert!(output.status.success(), "{}", said(&output));
     assert_eq!(said(&output), "");
-    // It does read it.
-    let broken = text.replace("# TYPE ipvs_guard_events_total", "# TYPE x\n#");
-    let output = promtool(folder.path(), &["check", "metrics"], &broken);
-    assert!(!output.status.success(), "{broken}");
+    // It does find what is wrong.
+    for wrong in [
+        text.replace("events_total", "events"),
+        text.replace("\"} ", "\"} x"),
+        metrics().text(Form::OpenMetrics).unwrap(),
+    ] {
+        let output = promtool(folder.path(), &["check", "metrics"], &wrong);
+        assert!(!output.status.success(), "{wrong}");
+    }
 }
 
 #[test]

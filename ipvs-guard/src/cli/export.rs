@@ -33,3 +33,27 @@ impl Args {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_cannot_be_had_is_a_line_of_usage() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = taken.local_addr().map(|address| (taken, address)).unwrap();
+        let foreign: SocketAddr = "192.0.2.1:9470".parse().unwrap();
+        for (address, reason) in [(taken.1, "in use"), (foreign, "assign")] {
+            let metrics = Some(address);
+            let failure = Args { metrics }.listen().unwrap_err();
+            assert_eq!(failure.code(), 2);
+            let line = failure.to_string();
+            assert!(
+                line.starts_with(&format!("--metrics {address}: ")),
+                "{line}"
+            );
+            assert!(line.contains(reason), "{line}");
+        }
+        assert!(Args { metrics: None }.listen().unwrap().is_none());
+    }
+}

@@ -133,8 +133,13 @@ impl Reading {
     }
 
     fn is_due(&self) -> bool {
-        self.at.elapsed() >= EVERY.max(self.took * SHARE)
+        self.at.elapsed() >= pause(self.took)
     }
+}
+
+/// From the begin of a reading that took so long to that of the next.
+fn pause(took: Duration) -> Duration {
+    EVERY.max((took * SHARE).min(OLDEST))
 }
 
 fn work(
@@ -144,15 +149,14 @@ fn work(
     readings: &watch::Sender<Option<Arc<Reading>>>,
 ) {
     let mut said = false;
+    let mut due = Instant::now();
     while requests.blocking_recv().is_some() {
-        let recent = readings
-            .borrow()
-            .as_ref()
-            .is_some_and(|reading| !reading.is_due());
-        if recent {
+        let at = Instant::now();
+        if at < due {
+            // What failed is not tried again at once, and nobody is to wait for it.
+            readings.send_modify(|_| ());
             continue;
         }
-        let at = Instant::now();
         let reading = match read(metrics, filter) {
             Ok(rows) => Some(Arc::new(Reading {
                 at,
@@ -168,6 +172,7 @@ fn work(
             }
         };
         said &= reading.is_none();
+        due = at + pause(at.elapsed());
         if readings.send(reading).is_err() {
             return;
         }
@@ -411,6 +416,14 @@ mod tests {
         assert_eq!(rows.len(), MAX_DRAINING + 1);
         let last = rows.last().unwrap();
         assert_eq!((last.pair[0].as_str(), last.connections), ("other", 6));
+    }
+
+    #[test]
+    fn the_longer_it_takes_the_seldomer_it_is_read() {
+        for (took, expected) in [(0, 5), (100, 5), (1_000, 20), (4_500, 90), (20_000, 90)] {
+            let paused = pause(Duration::from_millis(took));
+            assert_eq!(paused, Duration::from_secs(expected), "{took} ms");
+        }
     }
 
     #[test]

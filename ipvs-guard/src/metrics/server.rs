@@ -22,7 +22,7 @@ use tokio::{
 use super::{Metrics, draining::Draining, exposition::Snapshot, negotiation::Form};
 
 /// Connections at once; the next one waits to be taken.
-const CONNECTIONS: usize = 16;
+const CONNECTIONS: usize = 8;
 /// How long a request's head may take.
 const HEAD: Duration = Duration::from_secs(5);
 /// How long a connection may take in all: it is for one request.

@@ -181,11 +181,6 @@ impl Outcome {
 }
 
 impl Guest {
-    /// Runs the guest and keeps the command's output.
-    pub(crate) fn capture(&self, cache: &Cache) -> Result<Outcome> {
-        self.run(cache, &mut |_| ())
-    }
-
     /// Runs the guest; the command's output goes to standard output as it comes, and is kept as well.
     pub(crate) fn stream(&self, cache: &Cache) -> Result<Outcome> {
         let mut stdout = io::stdout().lock();

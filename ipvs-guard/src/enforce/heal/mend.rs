@@ -101,6 +101,8 @@ pub(in crate::enforce) struct Mender {
     /// Names of the entries told of in the pass before, and in this one.
     before: HashSet<u64>,
     told: HashSet<u64>,
+    /// Names of the entries told of that a pass which broke off did not come to.
+    unjudged: HashSet<u64>,
     /// Of those of the pass before, the ones that lead to another destination now.
     moved: HashSet<u64>,
     /// Of these, the ones whose old entry lives on for a while, too.
@@ -144,6 +146,7 @@ impl Mender {
             hasher: RandomState::new(),
             before: HashSet::new(),
             told: HashSet::new(),
+            unjudged: HashSet::new(),
             moved: HashSet::new(),
             lingering: HashSet::new(),
             suspects: HashSet::new(),
@@ -166,7 +169,7 @@ impl Mender {
 
     /// Whether something was told whose outcome is to be seen, or said, yet.
     pub(in crate::enforce) fn is_waiting(&self) -> bool {
-        !self.told.is_empty() || !self.unsaid.is_empty()
+        !self.told.is_empty() || !self.unjudged.is_empty() || !self.unsaid.is_empty()
     }
 
     /// A pass begins.
@@ -207,9 +210,10 @@ impl Mender {
 
     /// A stale entry in a closed state: it is told of.
     pub(in crate::enforce) fn mend(&mut self, entry: &ConnEntry, state: ConnState) -> Fate {
+        let name = self.name(entry);
+        self.unjudged.remove(&name);
         if self.broken.is_some() {
             // It was not healed, and is not tried again for now.
-            let name = self.name(entry);
             self.before.remove(&name);
             return Fate::Reset;
         }
@@ -224,7 +228,6 @@ impl Mender {
             .choose(entry.client, entry.service, entry.destination);
         match choice {
             Ok(choice) => {
-                let name = self.name(entry);
                 let told = replacement(
                     entry.client,
                     entry.service,
@@ -273,22 +276,24 @@ impl Mender {
     }
 
     /// The pass is over: the last ones are told of, and the user what became of those
-    /// before. When it was not the `whole` table, what it did not come to is seen in the
-    /// next one.
+    /// before. When it was not the `whole` table, what it did not come to is seen in a
+    /// later one.
     pub(in crate::enforce) fn end(&mut self, whole: bool) {
         let mut before = std::mem::take(&mut self.before);
+        let lingering = std::mem::take(&mut self.lingering);
         if !whole {
             let met: HashSet<u64> = self.again.iter().map(|(name, _)| *name).collect();
             before.retain(|name| {
-                let unseen = !met.contains(name) && !self.moved.contains(name);
-                if unseen {
-                    self.told.insert(*name);
+                let seen = met.contains(name) || self.moved.contains(name);
+                if !seen && !lingering.contains(name) {
+                    self.unjudged.insert(*name);
                 }
-                !unseen
+                seen
             });
         }
+        // Told of as healed once already.
+        let counted = lingering.intersection(&before).count();
         let before = before.len();
-        let counted = std::mem::take(&mut self.lingering).len();
         let suspects = std::mem::take(&mut self.suspects);
         let (mut failed, mut open) = (0, 0);
         for (name, told) in std::mem::take(&mut self.again) {
@@ -323,6 +328,9 @@ impl Mender {
         }
         self.this.failed += failed as u64;
         self.this.healed = before.saturating_sub(failed + counted + open) as u64;
+        if whole {
+            self.this.healed += std::mem::take(&mut self.unjudged).len() as u64;
+        }
         self.moved = HashSet::new();
         self.report();
     }
