@@ -16,9 +16,8 @@ use ipvs_guard::{
     clock::Clock,
     enforce::{Healed, Tally},
     event::{Action, Class, Event},
-    metrics::{Form, Metrics, NAMES, Server, Stage},
+    metrics::{Form, Metrics, NAMES, Scope, Server, Stage},
 };
-use ipvs_guard_common::filter::Filter;
 use serde_json::Value;
 
 use crate::chroot::{self, FILES};
@@ -320,7 +319,7 @@ fn prometheus_reads_both_forms_and_loses_no_counts_by_a_kill() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let target = listener.local_addr().unwrap();
     let metrics = metrics();
-    let _server = Server::start(listener, Arc::clone(&metrics), Filter::default()).unwrap();
+    let _server = Server::start(listener, Arc::clone(&metrics), Scope::default()).unwrap();
 
     let prometheus = Prometheus::start(folder.path(), target);
     for job in ["openmetrics", "classic"] {

@@ -173,7 +173,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         interfaces: interface,
     };
     let netns = NetNs::current().map_err(|error| Failure::Internal(error.into()))?;
-    stream.stream(Some(netns.inode()), Some(settings), listener)
+    stream.stream(Some(netns.inode()), None, Some(settings), listener)
 }
 
 /// Makes the namespace of `--netns` that of this process: devices, services and

@@ -20,7 +20,7 @@ use crate::{
     enforce,
     event::Class,
     failure::Failure,
-    metrics::{Metrics, Server},
+    metrics::{self, Metrics, Server},
     settings::{self, Client, Target},
     sink::{Human, Json, LogFile, Rotation, Sink},
 };
@@ -132,11 +132,12 @@ impl Args {
         self.export.listen()
     }
 
-    /// Streams the events of the network namespace with inode `netns`, of all if
-    /// there is none, until the agent ends.
+    /// Streams the events of the network namespace with inode `netns`, which may be found
+    /// at `place`, of all if there is none, until the agent ends.
     pub(super) fn stream(
         self,
         netns: Option<u32>,
+        place: Option<PathBuf>,
         enforce: Option<enforce::Settings>,
         listener: Option<TcpListener>,
     ) -> Result<(), Failure> {
@@ -182,7 +183,7 @@ impl Args {
             sinks.push(file_sink(&path, rotation, reopen)?);
         }
         let _server = match listener {
-            Some(listener) => Some(serve(listener, &mut settings)?),
+            Some(listener) => Some(serve(listener, place, &mut settings)?),
             None => None,
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -197,11 +198,19 @@ impl Args {
 }
 
 /// Serves what is counted from here on.
-fn serve(listener: TcpListener, settings: &mut Settings) -> Result<Server, Failure> {
+fn serve(
+    listener: TcpListener,
+    place: Option<PathBuf>,
+    settings: &mut Settings,
+) -> Result<Server, Failure> {
     let enforced = settings.enforce.as_ref().map(|_| Arc::default());
     let metrics = Arc::new(Metrics::new(enforced));
     settings.metrics = Some(Arc::clone(&metrics));
-    Ok(Server::start(listener, metrics, settings.filter).context("starting --metrics")?)
+    let scope = metrics::Scope {
+        filter: settings.filter,
+        netns: place,
+    };
+    Ok(Server::start(listener, metrics, scope).context("starting --metrics")?)
 }
 
 fn classes(events: Vec<Class>, trace: bool) -> Result<Vec<Class>, Failure> {

@@ -26,6 +26,10 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Result<(), Failure> {
     let Args { stream, netns } = args;
     let listener = stream.listen()?;
-    let netns = netns.inode()?;
-    stream.stream(netns, None, listener)
+    let inode = netns.inode()?;
+    let place = match netns {
+        Scope::Path(path) => Some(path),
+        Scope::All | Scope::Own => None,
+    };
+    stream.stream(inode, place, None, listener)
 }

@@ -5,6 +5,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     io,
     net::SocketAddr,
+    path::Path,
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -18,7 +19,7 @@ use tokio::{
 };
 
 use super::{
-    Metrics,
+    Metrics, Scope,
     labels::{Pair, Service},
 };
 use crate::{
@@ -87,14 +88,13 @@ enum CensusError {
 type States = BTreeMap<&'static str, u64>;
 
 impl Draining {
-    /// Starts the thread, for the one namespace of `filter` or for the agent's own and
-    /// those that drains were seen in.
-    pub(super) fn start(metrics: Arc<Metrics>, filter: Filter) -> io::Result<Self> {
+    /// Starts the thread.
+    pub(super) fn start(metrics: Arc<Metrics>, scope: Scope) -> io::Result<Self> {
         let (requests, inbox) = mpsc::channel(1);
         let (outbox, readings) = watch::channel(None);
         thread::Builder::new()
             .name("draining".into())
-            .spawn(move || work(&metrics, &filter, inbox, &outbox))?;
+            .spawn(move || work(&metrics, &scope, inbox, &outbox))?;
         Ok(Self { requests, readings })
     }
 
@@ -144,7 +144,7 @@ fn pause(took: Duration) -> Duration {
 
 fn work(
     metrics: &Metrics,
-    filter: &Filter,
+    scope: &Scope,
     mut requests: mpsc::Receiver<()>,
     readings: &watch::Sender<Option<Arc<Reading>>>,
 ) {
@@ -157,7 +157,7 @@ fn work(
             readings.send_modify(|_| ());
             continue;
         }
-        let reading = match read(metrics, filter) {
+        let reading = match read(metrics, scope) {
             Ok(rows) => Some(Arc::new(Reading {
                 at,
                 took: at.elapsed(),
@@ -179,7 +179,8 @@ fn work(
     }
 }
 
-fn read(metrics: &Metrics, filter: &Filter) -> Result<Vec<Row>, CensusError> {
+fn read(metrics: &Metrics, scope: &Scope) -> Result<Vec<Row>, CensusError> {
+    let filter = &scope.filter;
     let own = NetNs::current()?;
     let mut sums: BTreeMap<Pair, States> = BTreeMap::new();
     let mut add = |found: Vec<(Pair, States)>| {
@@ -198,7 +199,7 @@ fn read(metrics: &Metrics, filter: &Filter) -> Result<Vec<Row>, CensusError> {
         one => vec![one],
     };
     for inode in others.into_iter().filter(|inode| *inode != own.inode()) {
-        match netns::find(inode) {
+        match find(inode, scope.netns.as_deref()) {
             Ok(netns) => add(netns.run(|| census(filter))??),
             // Its drains went with it.
             Err(NetNsError::NotFound { .. }) => metrics.counts.forget_namespace(inode),
@@ -206,6 +207,13 @@ fn read(metrics: &Metrics, filter: &Filter) -> Result<Vec<Row>, CensusError> {
         }
     }
     Ok(rows(sums))
+}
+
+/// The namespace `inode`, which is not kept open: it is to end when its pod does.
+fn find(inode: u32, path: Option<&Path>) -> Result<NetNs, NetNsError> {
+    path.and_then(|path| NetNs::open(path).ok())
+        .filter(|netns| netns.inode() == inode)
+        .map_or_else(|| netns::find(inode), Ok)
 }
 
 /// Destinations of weight 0 of this thread's namespace, and their connections by state.

@@ -8,7 +8,7 @@ mod labels;
 mod negotiation;
 mod server;
 
-use std::{fmt, sync::Arc};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use ipvs_guard_common::filter::Filter;
 
@@ -52,9 +52,17 @@ impl Metrics {
         Snapshot::take(self, None).encode(form)
     }
 
-    /// Where the connections of draining destinations are read, for the one
-    /// namespace of `filter` or for all that drains were seen in.
-    fn draining(self: &Arc<Self>, filter: Filter) -> std::io::Result<Draining> {
-        Draining::start(Arc::clone(self), filter)
+    fn draining(self: &Arc<Self>, scope: Scope) -> std::io::Result<Draining> {
+        Draining::start(Arc::clone(self), scope)
     }
+}
+
+/// Whose connections to draining destinations are counted.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    /// What is let through; its namespace, or the agent's own and those that drains
+    /// began in.
+    pub filter: Filter,
+    /// Where that namespace is, if the user said so.
+    pub netns: Option<PathBuf>,
 }

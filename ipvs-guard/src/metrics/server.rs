@@ -12,14 +12,13 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use ipvs_guard_common::filter::Filter;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, oneshot},
     time::{sleep, timeout},
 };
 
-use super::{Metrics, draining::Draining, exposition::Snapshot, negotiation::Form};
+use super::{Metrics, Scope, draining::Draining, exposition::Snapshot, negotiation::Form};
 
 /// Connections at once; the next one waits to be taken.
 const CONNECTIONS: usize = 8;
@@ -42,21 +41,21 @@ pub struct Server {
 }
 
 impl Server {
-    /// Serves `metrics` on `listener`; connections of draining destinations are those
-    /// that `filter` lets through.
+    /// Serves `metrics` on `listener`, with the connections of draining destinations in
+    /// `scope`.
     ///
     /// # Errors
     /// That of starting a thread or its event loop.
     pub fn start(
         listener: net::TcpListener,
         metrics: Arc<Metrics>,
-        filter: Filter,
+        scope: Scope,
     ) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
-        let draining = metrics.draining(filter)?;
+        let draining = metrics.draining(scope)?;
         let site = Arc::new(Site { metrics, draining });
         let (stop, stopped) = oneshot::channel();
         let thread = thread::Builder::new()
@@ -209,7 +208,7 @@ mod tests {
         let listener = net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let metrics = Arc::new(Metrics::new(None));
-        let server = Server::start(listener, Arc::clone(&metrics), Filter::default()).unwrap();
+        let server = Server::start(listener, Arc::clone(&metrics), Scope::default()).unwrap();
         (server, address, metrics)
     }
 
