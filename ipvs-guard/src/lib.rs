@@ -10,6 +10,7 @@ pub mod event;
 pub mod failure;
 pub mod kernel;
 pub mod lab;
+pub mod metrics;
 pub mod netlink;
 pub mod netns;
 pub mod pipeline;

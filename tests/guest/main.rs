@@ -24,6 +24,7 @@ mod lab;
 mod layout;
 mod lifecycle;
 mod masquerade;
+mod metrics;
 mod output;
 mod reschedule;
 mod retransmission;

@@ -28,9 +28,10 @@ use crate::{
     bpf::{Attachments, KERNEL_STAGES},
     clock::Clock,
     enforce::{self, Guard},
-    event::Class,
+    event::{Action, Class},
     failure::Failure,
     kernel::symbols::{Host, ModuleState, ModuleWatch},
+    metrics::{Metrics, Stage},
     pipeline::{Pipeline, Watched, ring::watch_readable},
     preflight,
     say::say,
@@ -69,6 +70,8 @@ pub struct Settings {
     /// Set on SIGHUP, for sinks that open their file anew; without it SIGHUP ends the
     /// agent as it ends any program.
     pub reopen: Option<Arc<AtomicBool>>,
+    /// Where everything is counted for scrapes, if it is.
+    pub metrics: Option<Arc<Metrics>>,
 }
 
 enum Next {
@@ -88,14 +91,27 @@ pub async fn run(settings: Settings, sinks: Vec<Sink>) -> Result<(), Failure> {
     let clock = Clock::read().context("clock_gettime")?;
     let host = nix::unistd::gethostname().context("gethostname")?;
     let host = host.to_string_lossy().into_owned().into();
+    let mut pipeline = Pipeline::new(
+        settings.classes.clone(),
+        sinks,
+        settings.max_events,
+        host,
+        clock,
+    );
+    if let Some(metrics) = &settings.metrics {
+        let action = settings
+            .enforce
+            .as_ref()
+            .map_or(Action::Observed, enforce::Settings::result);
+        metrics.counts.expect(&settings.classes, action);
+        let programs = session::probes(&settings);
+        metrics
+            .health
+            .need(programs.into_iter().map(|(_, program)| program));
+        pipeline.count_into(Arc::clone(metrics));
+    }
     let mut agent = Agent {
-        pipeline: Pipeline::new(
-            settings.classes.clone(),
-            sinks,
-            settings.max_events,
-            host,
-            clock,
-        ),
+        pipeline,
         module: ModuleWatch::new(Host::default()),
         stop: Stop {
             interrupt: signal(SignalKind::interrupt()).context("signal(SIGINT)")?,
@@ -184,13 +200,17 @@ impl Agent {
                 return Ok(());
             };
             self.came = true;
+            self.enter(Stage::Attaching);
             let settings = self.settings.clone();
             let fresh = !waited && self.ready_at.is_none();
-            let opening = tokio::task::spawn_blocking(move || Session::open(&settings, fresh));
-            let opened = tokio::select! {
-                opened = opening => opened.context("opening the session")?,
-                // The duration is of watching: it does not run meanwhile.
-                () = self.stop.signalled() => return Ok(()),
+            let mut opening = tokio::task::spawn_blocking(move || Session::open(&settings, fresh));
+            let opened = loop {
+                tokio::select! {
+                    opened = &mut opening => break opened.context("opening the session")?,
+                    // The duration is of watching: it does not run meanwhile.
+                    () = self.stop.signalled() => return Ok(()),
+                    () = tokio::time::sleep(MODULE_EVERY) => self.turn(),
+                }
             };
             let session = match opened {
                 Ok(session) => session,
@@ -201,6 +221,7 @@ impl Agent {
             match self.stream(session, generation).await? {
                 Next::End => return Ok(()),
                 Next::ModuleGone => {
+                    self.enter(Stage::WaitingForIpvs);
                     self.pipeline.restart_losses(&KERNEL_STAGES);
                     say(format_args!(
                         "ipvs-guard: ip_vs was removed; waiting for it to come back"
@@ -232,6 +253,7 @@ impl Agent {
                 }
                 ModuleState::Absent | ModuleState::Changing => {}
             }
+            self.enter(Stage::WaitingForIpvs);
             if !said {
                 said = true;
                 say(format_args!(
@@ -258,6 +280,11 @@ impl Agent {
             mut guard,
         } = session;
         self.pipeline.set_available_bit(available_bit);
+        if let Some(metrics) = &self.settings.metrics {
+            let programs = attachments.done.iter().map(|(program, _)| *program);
+            metrics.health.attached(programs);
+        }
+        self.enter(Stage::Listening);
         let mut ring = loaded.ring().map_err(|e| Failure::Internal(e.into()))?;
         let mut logger = BpfLog::new(&mut loaded);
         let reader_gone = self.pipeline.reader_gone();
@@ -267,6 +294,7 @@ impl Agent {
         losses_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ready = false;
         let next = loop {
+            self.turn();
             if !ready && guard.as_ref().is_none_or(Guard::is_armed) {
                 ready = true;
                 self.say_ready(&attachments, guard.as_ref());
@@ -317,6 +345,13 @@ impl Agent {
             }
         };
         self.ending_at = Some(Instant::now());
+        self.enter(Stage::Ending);
+        if let Some(metrics) = &self.settings.metrics {
+            metrics.health.detached();
+            if let Some(tally) = &metrics.enforced {
+                tally.set_flows(Some(0));
+            }
+        }
         let missed = counters.missed(&loaded);
         if let Some(guard) = &mut guard {
             guard.stop(&mut loaded);
@@ -336,11 +371,25 @@ impl Agent {
         Ok(next)
     }
 
+    /// The main loop turns, for whoever asks whether it does.
+    fn turn(&self) {
+        if let Some(metrics) = &self.settings.metrics {
+            metrics.health.turn();
+        }
+    }
+
+    fn enter(&self, stage: Stage) {
+        if let Some(metrics) = &self.settings.metrics {
+            metrics.health.enter(stage);
+        }
+    }
+
     fn say_ready(&mut self, attachments: &Attachments, guard: Option<&Guard>) {
         if self.ready_at.is_none() {
             self.ready_at = Some(Instant::now());
             self.stop.deadline = self.settings.duration.map(|time| Instant::now() + time);
         }
+        self.enter(Stage::Ready);
         match guard {
             None => say(format_args!("ready: {}", attachments.summary())),
             Some(guard) => say(format_args!(

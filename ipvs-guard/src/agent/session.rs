@@ -37,19 +37,7 @@ impl Session {
             ))
         })?;
         let layout = proved_layout(settings, &symbols)?;
-        let wants = |class| settings.classes.contains(&class);
-        let trace = settings.trace && wants(Class::Trace);
-        let mut mode = 0;
-        for (wanted, bit) in [
-            (wants(Class::StaleReuse), config::STALE),
-            (wants(Class::Rescheduled), config::RESCHEDULED),
-            (trace, config::TRACE),
-            (settings.enforce.is_some(), config::ENFORCE | config::STALE),
-        ] {
-            if wanted {
-                mode |= bit;
-            }
-        }
+        let mode = mode(settings);
         let policy = settings
             .enforce
             .as_ref()
@@ -65,36 +53,14 @@ impl Session {
         .map_err(from_bpf)?;
         let counters = Arc::new(loaded.counters().map_err(from_bpf)?);
         let mut attachments = Attachments::default();
-        let mut attach = |hook, program| {
+        for (hook, program) in probes(settings) {
+            // A kernel without it (CONFIG_IP_VS_NFCT) has no conntrack to wait for.
+            if hook == Hook::Untrack && symbols.resolve(hook).is_err() {
+                continue;
+            }
             attachments
                 .add(&mut loaded, &symbols, hook, program)
-                .map_err(from_bpf)
-        };
-        let enforces = settings.enforce.is_some();
-        if wants(Class::Rescheduled) || enforces {
-            attach(Hook::Expire, "expire")?;
-        }
-        if wants(Class::DrainStarted) || wants(Class::DrainEnded) || enforces {
-            attach(Hook::ConfigUpdate, "dest_update")?;
-            attach(Hook::Delete, "dest_delete")?;
-        }
-        if trace {
-            // Returns before entries: no call is entered whose return is not seen.
-            attach(Hook::In, "trace_out")?;
-            attach(Hook::Lookup, "trace_found")?;
-            attach(Hook::Lookup, "trace_lookup")?;
-            attach(Hook::In, "trace_in")?;
-        }
-        let heals = settings
-            .enforce
-            .as_ref()
-            .is_some_and(|enforce| enforce.action == enforce::Action::Heal);
-        if heals && symbols.resolve(Hook::Untrack).is_ok() {
-            // A kernel without it (CONFIG_IP_VS_NFCT) has no conntrack to wait for.
-            attach(Hook::Untrack, "untrack")?;
-        }
-        if mode != 0 {
-            attach(Hook::Commit, "commit")?;
+                .map_err(from_bpf)?;
         }
         let guard = match &settings.enforce {
             Some(enforce) => Some(Guard::start(
@@ -104,6 +70,7 @@ impl Session {
                 settings.filter,
                 policy,
                 fresh,
+                &tally(settings),
             )?),
             None => None,
         };
@@ -115,6 +82,69 @@ impl Session {
             available_bit: DEST_AVAILABLE,
         })
     }
+}
+
+/// The probes that `settings` need, in the order in which they are attached.
+pub(super) fn probes(settings: &Settings) -> Vec<(Hook, &'static str)> {
+    let wants = |class| settings.classes.contains(&class);
+    let enforces = settings.enforce.is_some();
+    let heals = settings
+        .enforce
+        .as_ref()
+        .is_some_and(|enforce| enforce.action == enforce::Action::Heal);
+    let mut probes = Vec::new();
+    if wants(Class::Rescheduled) || enforces {
+        probes.push((Hook::Expire, "expire"));
+    }
+    if wants(Class::DrainStarted) || wants(Class::DrainEnded) || enforces {
+        probes.push((Hook::ConfigUpdate, "dest_update"));
+        probes.push((Hook::Delete, "dest_delete"));
+    }
+    if traces(settings) {
+        // Returns before entries: no call is entered whose return is not seen.
+        probes.extend([
+            (Hook::In, "trace_out"),
+            (Hook::Lookup, "trace_found"),
+            (Hook::Lookup, "trace_lookup"),
+            (Hook::In, "trace_in"),
+        ]);
+    }
+    if heals {
+        probes.push((Hook::Untrack, "untrack"));
+    }
+    if mode(settings) != 0 {
+        probes.push((Hook::Commit, "commit"));
+    }
+    probes
+}
+
+/// What the programs are to do.
+fn mode(settings: &Settings) -> u32 {
+    let wants = |class| settings.classes.contains(&class);
+    let mut mode = 0;
+    for (wanted, bit) in [
+        (wants(Class::StaleReuse), config::STALE),
+        (wants(Class::Rescheduled), config::RESCHEDULED),
+        (traces(settings), config::TRACE),
+        (settings.enforce.is_some(), config::ENFORCE | config::STALE),
+    ] {
+        if wanted {
+            mode |= bit;
+        }
+    }
+    mode
+}
+
+fn traces(settings: &Settings) -> bool {
+    settings.trace && settings.classes.contains(&Class::Trace)
+}
+
+/// Where enforcement counts; nowhere that is read when nobody scrapes.
+fn tally(settings: &Settings) -> Arc<enforce::Tally> {
+    let scraped = settings.metrics.as_ref();
+    scraped
+        .and_then(|metrics| metrics.enforced.clone())
+        .unwrap_or_default()
 }
 
 /// The first layout that the proof accepts.

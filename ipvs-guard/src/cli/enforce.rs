@@ -140,6 +140,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
             "--heal-persistent: templates end with --action heal only; add it".into(),
         ));
     }
+    let exports = stream.open_exports()?;
     enter(&netns)?;
     preflight::check_features()?;
     preflight::check_privileges()?;
@@ -172,7 +173,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         interfaces: interface,
     };
     let netns = NetNs::current().map_err(|error| Failure::Internal(error.into()))?;
-    stream.stream(Some(netns.inode()), Some(settings))
+    stream.stream(Some(netns.inode()), None, Some(settings), exports)
 }
 
 /// Makes the namespace of `--netns` that of this process: devices, services and

@@ -1,12 +1,16 @@
-//! The flags of the sinks that are for machines.
+//! The flags that hand events and figures to other programs.
 
-use std::{env, fs, path::Path};
+use std::{
+    env, fs,
+    net::{SocketAddr, TcpListener},
+    path::Path,
+};
 
 use anyhow::Context as _;
 
 use crate::{
     failure::Failure,
-    settings::SyslogTarget,
+    settings::{self, SyslogTarget},
     sink::{
         Journald, Sink, Syslog,
         otlp::{self, Otlp},
@@ -16,7 +20,7 @@ use crate::{
 /// Where /dev/log leads to under systemd.
 const JOURNALD_DEV_LOG: &str = "/run/systemd/journal/dev-log";
 
-#[derive(Debug, clap::Args)]
+#[derive(Debug, Default, clap::Args)]
 #[group(id = "export")]
 pub(super) struct Args {
     /// Hand the events to this receiver of OpenTelemetry logs as well (OTLP):
@@ -35,25 +39,51 @@ pub(super) struct Args {
     /// IPVS_EVENT_NAME=ipvs.stale_reuse
     #[arg(long, env = "IPVS_GUARD_JOURNALD")]
     journald: bool,
+
+    /// Serve /metrics for Prometheus, /healthz and /readyz over HTTP on this address of
+    /// the network namespace that the agent is started in; IPv6 as [ADDR]:PORT
+    #[arg(
+        long,
+        value_name = "ADDR:PORT",
+        value_parser = settings::listen_address,
+        env = "IPVS_GUARD_METRICS"
+    )]
+    metrics: Option<SocketAddr>,
+}
+
+/// What was opened for other programs.
+pub(super) struct Exports {
+    pub(super) sinks: Vec<Sink>,
+    /// Of `--metrics`.
+    pub(super) listener: Option<TcpListener>,
 }
 
 impl Args {
-    /// Starts the sinks that were asked for.
-    pub(super) fn sinks(self) -> Result<Vec<Sink>, Failure> {
-        let Self {
-            otlp,
-            syslog,
-            journald,
-        } = self;
+    /// Starts what was asked for. To be called before another namespace is entered: its
+    /// receivers are out of reach from there, and nobody could reach its socket.
+    pub(super) fn open(&self) -> Result<Exports, Failure> {
+        let listener = self.listen()?;
         let mut sinks = Vec::new();
-        sinks.extend(otlp.as_deref().map(otlp_sink).transpose()?);
-        sinks.extend(syslog.map(syslog_sink).transpose()?);
-        if journald {
+        sinks.extend(self.otlp.as_deref().map(otlp_sink).transpose()?);
+        sinks.extend(self.syslog.clone().map(syslog_sink).transpose()?);
+        if self.journald {
             let receiver = Journald::new(Journald::SOCKET);
             let sink = Sink::hand_to("sink.journald", "--journald", receiver);
             sinks.push(sink.context("starting the sink")?);
         }
-        Ok(sinks)
+        Ok(Exports { sinks, listener })
+    }
+
+    fn listen(&self) -> Result<Option<TcpListener>, Failure> {
+        let Some(address) = self.metrics else {
+            return Ok(None);
+        };
+        TcpListener::bind(address).map(Some).map_err(|error| {
+            Failure::Usage(format!(
+                "--metrics {address}: {error}; give an address of this machine and a port that \
+                 is free, such as 127.0.0.1:9470"
+            ))
+        })
     }
 }
 
@@ -77,4 +107,32 @@ fn syslog_sink(target: SyslogTarget) -> Result<Sink, Failure> {
     let receiver =
         Syslog::new(target).map_err(|error| Failure::Usage(format!("{what}: {error}")))?;
     Ok(Sink::hand_to("sink.syslog", what, receiver).context("starting the sink")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_cannot_be_had_is_a_line_of_usage() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let taken = taken.local_addr().map(|address| (taken, address)).unwrap();
+        let foreign: SocketAddr = "192.0.2.1:9470".parse().unwrap();
+        for (address, reason) in [(taken.1, "in use"), (foreign, "assign")] {
+            let metrics = Some(address);
+            let args = Args {
+                metrics,
+                ..Args::default()
+            };
+            let failure = args.listen().unwrap_err();
+            assert_eq!(failure.code(), 2);
+            let line = failure.to_string();
+            assert!(
+                line.starts_with(&format!("--metrics {address}: ")),
+                "{line}"
+            );
+            assert!(line.contains(reason), "{line}");
+        }
+        assert!(Args::default().listen().unwrap().is_none());
+    }
 }

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, IsTerminal as _},
+    net::TcpListener,
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::{Arc, atomic::AtomicBool},
@@ -13,12 +14,13 @@ use anyhow::Context as _;
 use clap::ValueEnum;
 use ipvs_guard_common::filter::{Filter, MAX_RULES, Rule, Rules};
 
-use super::export;
+use super::export::{self, Exports};
 use crate::{
     agent::{self, Settings},
     enforce,
     event::Class,
     failure::Failure,
+    metrics::{self, Metrics, Server},
     settings::{self, Client, Target},
     sink::{Human, Json, LogFile, Rotation, Sink},
 };
@@ -125,12 +127,19 @@ enum Form {
 }
 
 impl Args {
-    /// Streams the events of the network namespace with inode `netns`, of all if
-    /// there is none, until the agent ends.
+    /// What is handed to other programs, from the network namespace of now.
+    pub(super) fn open_exports(&self) -> Result<Exports, Failure> {
+        self.export.open()
+    }
+
+    /// Streams the events of the network namespace with inode `netns`, which may be found
+    /// at `place`, of all if there is none, until the agent ends.
     pub(super) fn stream(
         self,
         netns: Option<u32>,
+        place: Option<PathBuf>,
         enforce: Option<enforce::Settings>,
+        exports: Exports,
     ) -> Result<(), Failure> {
         let Self {
             format,
@@ -145,10 +154,10 @@ impl Args {
             rotate_size,
             rotate_keep,
             btf,
-            export,
+            export: _,
         } = self;
         let reopen = Arc::new(AtomicBool::new(false));
-        let settings = Settings {
+        let mut settings = Settings {
             classes: classes(events, trace)?,
             filter: Filter {
                 vip: rules("--vip", vip)?,
@@ -163,6 +172,7 @@ impl Args {
             btf,
             enforce,
             reopen: output.is_some().then(|| Arc::clone(&reopen)),
+            metrics: None,
         };
         let mut sinks = vec![stdout_sink(format, netns.is_none())?];
         if let Some(path) = output {
@@ -172,7 +182,15 @@ impl Args {
             };
             sinks.push(file_sink(&path, rotation, reopen)?);
         }
-        sinks.extend(export.sinks()?);
+        let Exports {
+            sinks: others,
+            listener,
+        } = exports;
+        sinks.extend(others);
+        let _server = match listener {
+            Some(listener) => Some(serve(listener, place, &mut settings)?),
+            None => None,
+        };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -182,6 +200,22 @@ impl Args {
         runtime.shutdown_background();
         outcome
     }
+}
+
+/// Serves what is counted from here on.
+fn serve(
+    listener: TcpListener,
+    place: Option<PathBuf>,
+    settings: &mut Settings,
+) -> Result<Server, Failure> {
+    let enforced = settings.enforce.as_ref().map(|_| Arc::default());
+    let metrics = Arc::new(Metrics::new(enforced));
+    settings.metrics = Some(Arc::clone(&metrics));
+    let scope = metrics::Scope {
+        filter: settings.filter,
+        netns: place,
+    };
+    Ok(Server::start(listener, metrics, scope).context("starting --metrics")?)
 }
 
 fn classes(events: Vec<Class>, trace: bool) -> Result<Vec<Class>, Failure> {

@@ -25,6 +25,11 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
     let Args { stream, netns } = args;
-    let netns = netns.inode()?;
-    stream.stream(netns, None)
+    let exports = stream.open_exports()?;
+    let inode = netns.inode()?;
+    let place = match netns {
+        Scope::Path(path) => Some(path),
+        Scope::All | Scope::Own => None,
+    };
+    stream.stream(inode, place, None, exports)
 }

@@ -26,6 +26,7 @@ use super::{
     pending::{self, Pending},
     responder::Responder,
     scanner::{Changed, Healing, Scanner},
+    tally::Tally,
 };
 use crate::{
     bpf::{BpfError, Counters, Covered, Devices, GuardMaps, HeartMap, Loaded},
@@ -119,10 +120,14 @@ impl Guard {
         filter: Filter,
         policy: Policy,
         fresh: bool,
+        tally: &Arc<Tally>,
     ) -> Result<Self, Failure> {
-        let (healer, healing) = healer(loaded, counters, &settings)?;
+        let (healer, healing) = healer(loaded, counters, &settings, tally)?;
         let channel = healer.as_ref().map(|healer| healer.channel.clone());
-        let started = Self::start_with(loaded, settings, filter, policy, fresh, healer, healing);
+        let tally = Arc::clone(tally);
+        let started = Self::start_with(
+            loaded, settings, filter, policy, fresh, tally, healer, healing,
+        );
         if started.is_err()
             && let Some(channel) = channel
         {
@@ -131,19 +136,24 @@ impl Guard {
         started
     }
 
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "what the two parts of one start share"
+    )]
     fn start_with(
         loaded: &mut Loaded,
         settings: Settings,
         filter: Filter,
         policy: Policy,
         fresh: bool,
+        tally: Arc<Tally>,
         healer: Option<Healer>,
         healing: Option<Healing>,
     ) -> Result<Self, Failure> {
         let internal = |error: BpfError| Failure::Internal(error.into());
         let heart = Arc::new(HeartMap::take(loaded).map_err(internal)?);
         let maps = GuardMaps::take(loaded).map_err(internal)?;
-        let mut scanner = Scanner::new(maps, Arc::clone(&heart), filter, policy, healing)?;
+        let mut scanner = Scanner::new(maps, Arc::clone(&heart), filter, policy, healing, tally)?;
         let found = scanner.scan()?;
         if found.services == 0 && fresh && !filter.vip.is_empty() {
             return Err(Failure::Usage(
@@ -531,10 +541,12 @@ fn healer(
     loaded: &mut Loaded,
     counters: &Arc<Counters>,
     settings: &Settings,
+    tally: &Arc<Tally>,
 ) -> Result<(Option<Healer>, Option<Healing>), Failure> {
     if settings.action != Wanted::Heal || settings.dry_run {
         return Ok((None, None));
     }
+    tally.heal();
     let channel = Channel::open(loaded, Arc::clone(counters))?;
     let targets = Arc::new(Mutex::new(Targets::default()));
     let syns = Arc::new(SynNames::default());
@@ -548,7 +560,13 @@ fn healer(
         syns: Arc::clone(&syns),
     };
     let healing = Healing {
-        mender: Mender::new(channel, Arc::clone(&targets), syns, Arc::clone(&changed)),
+        mender: Mender::new(
+            channel,
+            Arc::clone(&targets),
+            syns,
+            Arc::clone(&changed),
+            Arc::clone(tally),
+        ),
         targets,
         changed,
         persistent: settings.heal_persistent,

@@ -8,15 +8,19 @@ mod pending;
 mod plan;
 mod responder;
 mod scanner;
+mod tally;
 
 use std::time::Duration;
 
 use ipvs_guard_common::guard::{self as abi, Policy};
 
+use crate::event;
+
 pub use self::{
     guard::Guard,
     leftovers::{Leftover, sweep},
     lock::{Lock, LockError},
+    tally::{Healed, Tally},
 };
 
 /// What is done about a stale SYN.
@@ -80,6 +84,18 @@ impl Settings {
             },
             dry_run: self.dry_run.into(),
             pad: 0,
+        }
+    }
+
+    /// What a stale SYN's event says when all goes well.
+    pub fn result(&self) -> event::Action {
+        match (self.action, self.dry_run) {
+            (Action::Drop, false) => event::Action::Dropped,
+            (Action::Reset, false) => event::Action::Reset,
+            (Action::Heal, false) => event::Action::Healed,
+            (Action::Drop, true) => event::Action::WouldDrop,
+            (Action::Reset, true) => event::Action::WouldReset,
+            (Action::Heal, true) => event::Action::WouldHeal,
         }
     }
 

@@ -24,6 +24,7 @@ use ipvs_guard_common::{
 use super::{
     heal::{Changes, Fate, Mender, Target, Targets},
     plan::{self, Draining, Planned, Reschedules},
+    tally::Tally,
 };
 use crate::{
     bpf::{GuardMaps, HeartMap},
@@ -72,6 +73,7 @@ pub(super) struct Scanner {
     healing: Option<Healing>,
     /// When healing has something to do, after the scan that found it.
     due: Option<Duration>,
+    tally: Arc<Tally>,
 }
 
 /// What healing needs beside the rest.
@@ -128,6 +130,7 @@ impl Scanner {
         filter: Filter,
         policy: Policy,
         healing: Option<Healing>,
+        tally: Arc<Tally>,
     ) -> Result<Self> {
         Ok(Self {
             ipvs: IpvsSocket::open()?,
@@ -142,6 +145,7 @@ impl Scanner {
             last_drain: LastDrain::default(),
             healing,
             due: None,
+            tally,
         })
     }
 
@@ -167,6 +171,7 @@ impl Scanner {
                 Ok(_) => failing = false,
                 Err(error) if !failing => {
                     failing = true;
+                    self.tally.set_flows(None);
                     say(format_args!(
                         "ipvs-guard: {error:#}; stale SYNs are met on their way out only until it \
                          works again"
@@ -280,7 +285,11 @@ impl Scanner {
             self.survey(&self.known, RENEW)?;
         }
         if self.policy.dry_run == 0 && self.passes(&draining, now) {
-            self.pass(&draining, &reals, reschedules, changes, now)?;
+            if let Some(flows) = self.pass(&draining, &reals, reschedules, changes, now)? {
+                self.tally.set_flows(Some(flows));
+            }
+        } else {
+            self.tally.set_flows(Some(0));
         }
         self.due = self.healing.as_ref().and_then(|healing| {
             let more = healing.mender.has_more().then_some(AGAIN);
@@ -330,7 +339,8 @@ impl Scanner {
         Ok(notes.iter().map(known).collect())
     }
 
-    /// Goes through the connection table: notes the stale flows, or heals them.
+    /// Goes through the connection table: notes the stale flows, or heals them. How many
+    /// flows there are in force; `None` when it broke off, for something has changed.
     fn pass(
         &mut self,
         draining: &Draining,
@@ -338,14 +348,15 @@ impl Scanner {
         reschedules: Reschedules,
         changes: Changes,
         now: u64,
-    ) -> Result<()> {
+    ) -> Result<Option<u64>> {
         self.noted.retain(|_, flow| flow.deadline > now);
         let table = match ConnTable::open() {
             Ok(table) => table,
-            Err(ConnTableError::Absent) => return Ok(()),
+            Err(ConnTableError::Absent) => return Ok(Some(0)),
             Err(error) => return Err(error.into()),
         };
         let mut batch = Vec::with_capacity(NOTES);
+        let (mut flows, mut whole) = (0, true);
         if let Some(healing) = &mut self.healing {
             healing.mender.begin(changes);
         }
@@ -356,6 +367,7 @@ impl Scanner {
                 Err(error) => return Err(error).context("noting stale flows"),
             };
             if self.healing.as_mut().is_some_and(|h| !h.mender.goes_on()) {
+                whole = false;
                 break;
             }
             if self.heals(&entry, draining, reals, reschedules, now) {
@@ -372,6 +384,7 @@ impl Scanner {
             );
             let Some(planned) = planned else { continue };
             if let Some(real) = reals.get(&planned.dest) {
+                flows += u64::from(planned.not_before <= now);
                 batch.extend(self.note(&planned, real.generation, now));
             }
             if batch.len() >= NOTES {
@@ -383,7 +396,7 @@ impl Scanner {
         if let Some(healing) = &mut self.healing {
             healing.mender.end();
         }
-        Ok(())
+        Ok(whole.then_some(flows.min(u64::from(FLOWS))))
     }
 
     /// Whether an entry is none to be noted: it is healed, or can be as soon as it is

@@ -58,6 +58,13 @@ impl Losses {
         }
     }
 
+    /// Losses so far, by stage.
+    pub fn totals(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.stages
+            .iter()
+            .map(|(stage, counter)| (*stage, counter.total))
+    }
+
     /// All losses of all stages.
     pub fn total(&self) -> u64 {
         self.stages.values().map(|counter| counter.total).sum()

@@ -19,6 +19,7 @@ pub use self::{
 use crate::{
     clock::Clock,
     event::{Action, Class, Event},
+    metrics::Metrics,
     sink::Sink,
 };
 
@@ -29,6 +30,7 @@ pub struct Pipeline {
     fanout: Fanout,
     classes: Vec<Class>,
     losses: Losses,
+    metrics: Option<Arc<Metrics>>,
     /// Events that may still be handed out.
     left: u64,
 }
@@ -48,8 +50,15 @@ impl Pipeline {
             fanout: Fanout::new(sinks),
             classes,
             losses: Losses::default(),
+            metrics: None,
             left: max_events.unwrap_or(u64::MAX),
         }
+    }
+
+    /// Counts for scrapes from here on.
+    pub fn count_into(&mut self, metrics: Arc<Metrics>) {
+        self.metrics = Some(metrics);
+        self.tell_losses();
     }
 
     /// Bit of `ip_vs_dest.flags` that says "part of its service".
@@ -107,6 +116,7 @@ impl Pipeline {
         for sink in self.fanout.sinks() {
             self.losses.set(sink.stage(), sink.lost());
         }
+        self.tell_losses();
         let wanted = self.classes.contains(&Class::Loss);
         if !wanted {
             return;
@@ -149,11 +159,24 @@ impl Pipeline {
         self.fanout.finish(&summary, patience);
     }
 
+    fn tell_losses(&mut self) {
+        let Some(metrics) = &self.metrics else { return };
+        for sink in self.fanout.sinks() {
+            self.losses.set(sink.stage(), sink.lost());
+        }
+        for (stage, total) in self.losses.totals() {
+            metrics.counts.set_lost(stage, total);
+        }
+    }
+
     fn hand_out(&mut self, event: Event) {
         if self.left == 0 || !self.classes.contains(&event.class) {
             return;
         }
         self.left -= 1;
+        if let Some(metrics) = &self.metrics {
+            metrics.counts.count(&event);
+        }
         self.fanout.offer(&Arc::new(event));
     }
 }

@@ -12,4 +12,4 @@ pub use config_file::{ConfigError, apply, path_from};
 pub use netns::Scope;
 pub use origin::{refused, with_origin};
 pub use syslog::{Remote, SyslogTarget, TlsFiles};
-pub use value::{duration, log_level, size, time};
+pub use value::{duration, listen_address, log_level, size, time};

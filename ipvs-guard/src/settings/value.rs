@@ -1,6 +1,6 @@
 //! Plain values, with errors that say what to write.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use log::LevelFilter;
 
@@ -41,6 +41,21 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+/// An address and port to listen on.
+///
+/// # Errors
+/// A text that says what to write.
+pub fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(address),
+        Ok(_) => Err("port 0 is none that anybody could know of; give one such as 9470".into()),
+        Err(_) => Err(
+            "neither ADDR:PORT nor [ADDR]:PORT; write 127.0.0.1:9470, 0.0.0.0:9470 or [::]:9470"
+                .into(),
+        ),
+    }
+}
+
 /// Bytes, such as 100MB or 64MiB; not 0.
 ///
 /// # Errors
@@ -64,6 +79,23 @@ mod tests {
         assert_eq!(size("4096"), Ok(4_096));
         assert!(size("0").unwrap_err().contains("no bytes"));
         assert!(size("much").unwrap_err().contains("64MiB"));
+    }
+
+    #[test]
+    fn an_address_to_listen_on_has_a_port() {
+        assert!(listen_address("127.0.0.1:9470").is_ok());
+        assert!(listen_address("[::1]:9470").is_ok());
+        for (text, expect) in [
+            ("9470", "write 127.0.0.1:9470"),
+            (":9470", "write 127.0.0.1:9470"),
+            ("localhost:9470", "write 127.0.0.1:9470"),
+            ("::1:9470", "write 127.0.0.1:9470"),
+            ("127.0.0.1:0", "port 0"),
+            ("127.0.0.1:70000", "write 127.0.0.1:9470"),
+        ] {
+            let error = listen_address(text).unwrap_err();
+            assert!(error.contains(expect), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -12,7 +12,13 @@ use crate::output::say;
 use crate::setup::packages;
 
 /// What the tests run.
-const PACKAGES: [&str; 4] = ["logrotate", "rsyslog", "rsyslog-openssl", "systemd"];
+const PACKAGES: [&str; 5] = [
+    "logrotate",
+    "prometheus",
+    "rsyslog",
+    "rsyslog-openssl",
+    "systemd",
+];
 
 /// The root directory of the unpacked receivers.
 pub(crate) fn root(cache: &Cache) -> Result<PathBuf> {

@@ -23,7 +23,12 @@ use super::{
     syns::SynNames,
     targets::{Choice, Nowhere, Targets},
 };
-use crate::{bpf::HeartMap, netlink::conntable::ConnEntry, say::say};
+use crate::{
+    bpf::HeartMap,
+    enforce::{Healed, Tally},
+    netlink::conntable::ConnEntry,
+    say::say,
+};
 
 /// An entry with less life than this is left to end, in seconds.
 const ENDING: u64 = 2;
@@ -139,6 +144,8 @@ pub(in crate::enforce) struct Mender {
     /// Rows of the table that this pass has read, and entries that it told of.
     rows: usize,
     repointed: usize,
+    /// Entries that the daemon did not take.
+    untold: u64,
     /// This pass ended before the table did.
     cut: bool,
     /// The message that was sent last.
@@ -153,6 +160,7 @@ pub(in crate::enforce) struct Mender {
     broken: Option<Instant>,
     said: Option<Instant>,
     unsaid: Told,
+    tally: Arc<Tally>,
 }
 
 impl Mender {
@@ -161,6 +169,7 @@ impl Mender {
         targets: Arc<Mutex<Targets>>,
         syns: Arc<SynNames>,
         changed: Arc<AtomicBool>,
+        tally: Arc<Tally>,
     ) -> Self {
         let now = Instant::now();
         Self {
@@ -177,6 +186,7 @@ impl Mender {
             began: now,
             rows: 0,
             repointed: 0,
+            untold: 0,
             cut: false,
             last: None,
             syns,
@@ -186,6 +196,7 @@ impl Mender {
             broken: None,
             said: None,
             unsaid: Told::default(),
+            tally,
         }
     }
 
@@ -311,6 +322,7 @@ impl Mender {
         }
         self.settle();
         self.this.healed = before.saturating_sub(self.this.failed);
+        self.this.failed += std::mem::take(&mut self.untold);
         log::debug!(
             "a pass over {} rows of the table took {:?}: {} told of, {before} before, {} failed",
             self.rows,
@@ -407,6 +419,11 @@ impl Mender {
     }
 
     fn report(&mut self) {
+        self.tally.add(Healed {
+            healed: self.this.healed,
+            failed: self.this.failed,
+            templates: self.this.templates,
+        });
         let sum = &mut self.unsaid;
         sum.healed += self.this.healed;
         sum.failed += self.this.failed;
