@@ -158,6 +158,15 @@ impl Transport {
             _ => return None,
         })
     }
+
+    /// Its IP protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
 }
 
 /// One event. Serialised it is one JSON object with flat keys; a key that is
@@ -258,6 +267,23 @@ pub struct Event {
     /// How the SYN fared in `ip_vs_in`.
     #[serde(flatten)]
     pub trace: Option<TraceDetail>,
+    /// Kubernetes service of the virtual service (`--kube`), or its name in the file of
+    /// `--names`.
+    #[serde(rename = "k8s.service.name", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub service: Option<Arc<str>>,
+    /// Kubernetes namespace of the service and the pod.
+    #[serde(rename = "k8s.namespace.name", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub namespace: Option<Arc<str>>,
+    /// Kubernetes pod that is the real server.
+    #[serde(rename = "k8s.pod.name", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub pod: Option<Arc<str>>,
+    /// Kubernetes node that the real server runs on.
+    #[serde(rename = "k8s.node.name", skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub node: Option<Arc<str>>,
     /// Name of the node.
     #[serde(rename = "host.name")]
     #[schemars(with = "String")]
@@ -368,6 +394,10 @@ impl Event {
             loss_stage: None,
             loss_count: None,
             trace: None,
+            service: None,
+            namespace: None,
+            pod: None,
+            node: None,
             host,
         }
     }
@@ -440,6 +470,10 @@ mod tests {
         e.conn_state = Some(ConnState::TimeWait);
         e.forwarding = Some(Forwarding::Masq);
         e.retransmission = Some(false);
+        e.service = Some("web".into());
+        e.namespace = Some("shop".into());
+        e.pod = Some("web-1".into());
+        e.node = Some("node-2".into());
         let json = serde_json::to_value(&e).unwrap();
         for (key, value) in [
             ("source.address", "10.0.0.1"),
@@ -448,6 +482,10 @@ mod tests {
             ("network.transport", "tcp"),
             ("ipvs.conn.state", "TIME_WAIT"),
             ("ipvs.forwarding", "masq"),
+            ("k8s.service.name", "web"),
+            ("k8s.namespace.name", "shop"),
+            ("k8s.pod.name", "web-1"),
+            ("k8s.node.name", "node-2"),
         ] {
             assert_eq!(json[key], value, "{key}");
         }
@@ -469,6 +507,7 @@ mod tests {
         assert!(properties.contains_key("destination.nat.ip"));
         assert!(properties.contains_key("ipvs.trace.lookup_ns") || schema.get("anyOf").is_some());
         assert_eq!(properties["source.port"]["type"], "integer");
+        assert_eq!(properties["k8s.pod.name"]["type"], "string");
         assert!(!schema["properties"].to_string().contains("null"));
     }
 }

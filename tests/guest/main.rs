@@ -28,6 +28,7 @@ mod metrics;
 mod output;
 mod reschedule;
 mod retransmission;
+mod service;
 mod storm;
 mod support;
 mod trace;

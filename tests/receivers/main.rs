@@ -1,18 +1,23 @@
-//! The sinks against the receivers that people run: what a receiver has got is the
-//! truth. On this machine and on loopback, for they need no IPVS; as root.
+//! What is handed out, taken by the programs that people run for it: what a receiver has
+//! got is the truth. On this machine and on loopback, for it needs no IPVS; as root.
 //!
-//! `cargo xtask test` fetches them and says where they are in `IPVS_GUARD_RECEIVERS`.
+//! `cargo xtask test` fetches the programs and says where they are in
+//! `IPVS_GUARD_RECEIVERS` and the like.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod chart;
 mod chroot;
 mod collector;
 mod feed;
 mod file;
+mod image;
 mod journald;
 mod logrotate;
+mod manifests;
 mod otlp;
 mod otlp_trouble;
 mod prometheus;
 mod rsyslog;
 mod support;
+mod systemd;
 mod trouble;

@@ -1,6 +1,7 @@
 //! The agent's life: wait for ip_vs, attach, stream, notice that ip_vs goes and
 //! comes back, end cleanly.
 
+mod service;
 mod session;
 
 use std::{
@@ -23,7 +24,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
-use self::session::Session;
+use self::{service::ServiceManager, session::Session};
 use crate::{
     bpf::{Attachments, KERNEL_STAGES},
     clock::Clock,
@@ -32,8 +33,9 @@ use crate::{
     failure::Failure,
     kernel::symbols::{Host, ModuleState, ModuleWatch},
     metrics::{Metrics, Stage},
+    names::Names,
     pipeline::{Pipeline, Watched, ring::watch_readable},
-    preflight,
+    preflight, privilege,
     say::say,
     sink::Sink,
 };
@@ -67,11 +69,14 @@ pub struct Settings {
     pub btf: Option<PathBuf>,
     /// What is done about stale SYNs; nothing when there is none.
     pub enforce: Option<enforce::Settings>,
-    /// Set on SIGHUP, for sinks that open their file anew; without it SIGHUP ends the
-    /// agent as it ends any program.
+    /// Set on SIGHUP, for sinks that open their file anew. Where nothing is to be read or
+    /// opened anew and no service manager runs the agent, SIGHUP ends it as it ends any
+    /// program.
     pub reopen: Option<Arc<AtomicBool>>,
     /// Where everything is counted for scrapes, if it is.
     pub metrics: Option<Arc<Metrics>>,
+    /// What names services and destinations.
+    pub names: Names,
 }
 
 enum Next {
@@ -118,20 +123,29 @@ pub async fn run(settings: Settings, sinks: Vec<Sink>) -> Result<(), Failure> {
             terminate: signal(SignalKind::terminate()).context("signal(SIGTERM)")?,
             deadline: settings.duration.map(|duration| Instant::now() + duration),
         },
+        service: ServiceManager::of_process(),
         settings,
         came: false,
         ready_at: None,
         ending_at: None,
     };
-    if let Some(reopen) = agent.settings.reopen.clone() {
+    agent.pipeline.set_names(agent.settings.names.clone());
+    let (reopen, names) = (agent.settings.reopen.clone(), agent.settings.names.clone());
+    if reopen.is_some() || names.has_file() || agent.service.is_some() {
         let mut hangup = signal(SignalKind::hangup()).context("signal(SIGHUP)")?;
         tokio::spawn(async move {
             while hangup.recv().await.is_some() {
-                reopen.store(true, Ordering::Relaxed);
+                if let Some(reopen) = &reopen {
+                    reopen.store(true, Ordering::Relaxed);
+                }
+                names.reload();
             }
         });
     }
     let outcome = agent.live().await;
+    if let Some(service) = &mut agent.service {
+        service.stopping();
+    }
     let watched = match agent.ready_at {
         Some(at) => Watched::For(at.elapsed()),
         None if agent.came || outcome.is_err() => Watched::NotReady,
@@ -154,6 +168,7 @@ struct Agent {
     pipeline: Pipeline,
     module: ModuleWatch,
     stop: Stop,
+    service: Option<ServiceManager>,
     /// ip_vs has been there.
     came: bool,
     ready_at: Option<Instant>,
@@ -201,15 +216,21 @@ impl Agent {
             };
             self.came = true;
             self.enter(Stage::Attaching);
+            // The thread that opens the session has what this one has.
+            privilege::rise();
             let settings = self.settings.clone();
             let fresh = !waited && self.ready_at.is_none();
             let mut opening = tokio::task::spawn_blocking(move || Session::open(&settings, fresh));
+            let mut alive = interval(MODULE_EVERY);
             let opened = loop {
                 tokio::select! {
                     opened = &mut opening => break opened.context("opening the session")?,
                     // The duration is of watching: it does not run meanwhile.
                     () = self.stop.signalled() => return Ok(()),
-                    () = tokio::time::sleep(MODULE_EVERY) => self.turn(),
+                    _ = alive.tick() => {
+                        self.turn();
+                        self.alive();
+                    }
                 }
             };
             let session = match opened {
@@ -226,6 +247,7 @@ impl Agent {
                     say(format_args!(
                         "ipvs-guard: ip_vs was removed; waiting for it to come back"
                     ));
+                    self.status("ip_vs was removed; waiting for it to come back");
                 }
             }
         }
@@ -260,7 +282,9 @@ impl Agent {
                     "ipvs-guard: waiting: ip_vs is not loaded; it comes with the first service \
                      of kube-proxy, kube-router or keepalived, or with: modprobe ip_vs"
                 ));
+                self.status("waiting: ip_vs is not loaded");
             }
+            self.alive();
             tokio::select! {
                 () = tokio::time::sleep(MODULE_EVERY) => {}
                 () = self.stop.requested() => return Ok(None),
@@ -298,6 +322,9 @@ impl Agent {
             if !ready && guard.as_ref().is_none_or(Guard::is_armed) {
                 ready = true;
                 self.say_ready(&attachments, guard.as_ref());
+                if guard.is_none() {
+                    privilege::rest(live == ModuleState::BuiltIn);
+                }
             }
             let due = guard.as_mut().and_then(|guard| guard.next_due(ready));
             tokio::select! {
@@ -305,6 +332,7 @@ impl Agent {
                 () = self.stop.requested() => break Next::End,
                 () = reader_gone.notified() => break Next::End,
                 _ = module_tick.tick() => {
+                    self.alive();
                     if reader_closed() {
                         break Next::End;
                     }
@@ -390,13 +418,25 @@ impl Agent {
             self.stop.deadline = self.settings.duration.map(|time| Instant::now() + time);
         }
         self.enter(Stage::Ready);
-        match guard {
-            None => say(format_args!("ready: {}", attachments.summary())),
-            Some(guard) => say(format_args!(
-                "ready: {}; {}",
-                guard.summary(),
-                attachments.summary()
-            )),
+        let what = match guard {
+            None => attachments.summary(),
+            Some(guard) => format!("{}; {}", guard.summary(), attachments.summary()),
+        };
+        say(format_args!("ready: {what}"));
+        if let Some(service) = &mut self.service {
+            service.ready(&what);
+        }
+    }
+
+    fn alive(&mut self) {
+        if let Some(service) = &mut self.service {
+            service.alive();
+        }
+    }
+
+    fn status(&mut self, text: &str) {
+        if let Some(service) = &mut self.service {
+            service.status(text);
         }
     }
 }

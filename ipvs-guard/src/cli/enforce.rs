@@ -9,7 +9,7 @@ use crate::{
     enforce::{Action, Lock, LockError, Settings, sweep},
     failure::Failure,
     netns::NetNs,
-    preflight,
+    preflight, privilege,
     say::say,
     settings::{self, Scope},
 };
@@ -121,7 +121,23 @@ impl FromStr for State {
     }
 }
 
+impl Args {
+    /// Whether the values go together.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        if self.heal_persistent && self.action != Action::Heal {
+            return Err(Failure::Usage(
+                "--heal-persistent: templates end with --action heal only; add it".into(),
+            ));
+        }
+        if matches!(self.netns, Scope::All) {
+            return Err(every_namespace());
+        }
+        self.stream.check()
+    }
+}
+
 pub(super) fn run(args: Args) -> Result<(), Failure> {
+    args.check()?;
     let Args {
         action,
         dry_run,
@@ -135,11 +151,6 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         netns,
         stream,
     } = args;
-    if heal_persistent && action != Action::Heal {
-        return Err(Failure::Usage(
-            "--heal-persistent: templates end with --action heal only; add it".into(),
-        ));
-    }
     let exports = stream.open_exports()?;
     enter(&netns)?;
     preflight::check_features()?;
@@ -154,6 +165,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
             leftover.program, leftover.device
         ));
     }
+    privilege::confine();
     let states = if state.is_empty() {
         u32::MAX
     } else {
@@ -180,11 +192,7 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
 /// sockets are then those of that namespace.
 pub(super) fn enter(scope: &Scope) -> Result<(), Failure> {
     let Some(netns) = scope.open()? else {
-        return Err(Failure::Usage(
-            "--netns all: one namespace is enforced at a time; give self or a path such as \
-             /run/netns/NAME"
-                .into(),
-        ));
+        return Err(every_namespace());
     };
     if matches!(scope, Scope::Own) {
         return Ok(());
@@ -196,4 +204,12 @@ pub(super) fn enter(scope: &Scope) -> Result<(), Failure> {
             Failure::Internal(error.into())
         }
     })
+}
+
+fn every_namespace() -> Failure {
+    Failure::Usage(
+        "--netns all: one namespace is enforced at a time; give self or a path such as \
+         /run/netns/NAME"
+            .into(),
+    )
 }

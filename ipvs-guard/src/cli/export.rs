@@ -3,13 +3,14 @@
 use std::{
     env, fs,
     net::{SocketAddr, TcpListener},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Context as _;
 
 use crate::{
     failure::Failure,
+    names::{self, KubeError, Names},
     settings::{self, SyslogTarget},
     sink::{
         Journald, Sink, Syslog,
@@ -107,6 +108,42 @@ fn syslog_sink(target: SyslogTarget) -> Result<Sink, Failure> {
     let receiver =
         Syslog::new(target).map_err(|error| Failure::Usage(format!("{what}: {error}")))?;
     Ok(Sink::hand_to("sink.syslog", what, receiver).context("starting the sink")?)
+}
+
+#[derive(Debug, clap::Args)]
+#[group(id = "naming")]
+pub(super) struct NameArgs {
+    /// Add the names of Kubernetes services, namespaces, pods and nodes to events; the
+    /// API server is that of KUBECONFIG or of the pod's service account, and may be away
+    #[arg(long, env = "IPVS_GUARD_KUBE")]
+    kube: bool,
+
+    /// Add the names in this TOML file to events; read anew on SIGHUP, and wins over
+    /// --kube
+    #[arg(long, value_name = "FILE", env = "IPVS_GUARD_NAMES")]
+    names: Option<PathBuf>,
+}
+
+impl NameArgs {
+    /// What names the addresses in events.
+    pub(super) fn open(self) -> Result<Names, Failure> {
+        let mut names = Names::default();
+        if let Some(path) = self.names {
+            names
+                .read(&path)
+                .map_err(|error| Failure::Usage(error.to_string()))?;
+        }
+        if self.kube {
+            names.add(names::watch().map_err(|error| match error {
+                KubeError::Config(_) | KubeError::Client(_) => Failure::Usage(error.to_string()),
+                KubeError::Thread(_) => Failure::Internal(error.into()),
+            })?);
+            if let Ok(node) = std::env::var("NODE_NAME") {
+                names.set_node(&node);
+            }
+        }
+        Ok(names)
+    }
 }
 
 #[cfg(test)]

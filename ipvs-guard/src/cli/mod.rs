@@ -2,6 +2,7 @@
 
 mod cleanup;
 mod completions;
+mod config;
 mod enforce;
 mod export;
 mod lab;
@@ -10,7 +11,11 @@ mod schema;
 mod stream;
 mod watch;
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, error::ErrorKind};
 
@@ -50,9 +55,18 @@ enum Command {
     Enforce(enforce::Args),
     Cleanup(cleanup::Args),
     Lab(lab::Args),
+    Config(config::Args),
     Schema(schema::Args),
     Completions(completions::Args),
     Man(man::Args),
+}
+
+/// What is wrong with a configuration file, a line each, as `config check` tells it.
+pub fn check_config(path: &Path) -> Vec<String> {
+    config::faults(path)
+        .iter()
+        .map(settings::ConfigError::told)
+        .collect()
 }
 
 /// Runs the command line of this process.
@@ -86,7 +100,12 @@ impl From<Failure> for Stop {
 
 fn parse(args: &[OsString]) -> Result<Cli, Stop> {
     let mut command = Cli::command();
-    if let Some(path) = settings::path_from(args) {
+    // That one is about a file, and must not fail by it.
+    let checks = command
+        .clone()
+        .try_get_matches_from(args)
+        .is_ok_and(|matches| matches.subcommand_name() == Some("config"));
+    if let Some(path) = settings::path_from(args).filter(|_| !checks) {
         command = settings::apply(command, &path).map_err(|e| Failure::Usage(e.to_string()))?;
     }
     command
@@ -103,33 +122,10 @@ fn parse(args: &[OsString]) -> Result<Cli, Stop> {
             Stop::Failed(Failure::Usage(settings::with_origin(
                 &Cli::command(),
                 args,
-                one_line(&error),
+                settings::one_line(&error),
                 refused.as_ref(),
             )))
         })
-}
-
-/// clap's text without its paragraphs: what is wrong, then where to look.
-fn one_line(error: &clap::Error) -> String {
-    let text = error.render().to_string();
-    let mut parts: Vec<String> = Vec::new();
-    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        if line.starts_with("Usage:") {
-            continue;
-        }
-        let line = line
-            .trim_start_matches("error: ")
-            .trim_start_matches("tip: ");
-        if let Some(help) = line.strip_prefix("For more information, try ") {
-            parts.push(format!("see ipvs-guard {}", help.trim_matches(['\'', '.'])));
-        } else if let Some(open) = parts.last_mut().filter(|part| part.ends_with(':')) {
-            open.push(' ');
-            open.push_str(line);
-        } else {
-            parts.push(line.to_owned());
-        }
-    }
-    parts.join("; ")
 }
 
 fn run(cli: Cli) -> Result<(), Stop> {
@@ -154,6 +150,7 @@ fn run(cli: Cli) -> Result<(), Stop> {
         Command::Enforce(args) => enforce::run(args)?,
         Command::Cleanup(args) => cleanup::run(&args)?,
         Command::Lab(args) => lab::run(&args)?,
+        Command::Config(args) => return config::run(&args),
         Command::Schema(args) => schema::run(&args)?,
         Command::Completions(args) => completions::run(&args)?,
         Command::Man(args) => man::run(&args)?,

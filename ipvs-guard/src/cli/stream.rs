@@ -110,6 +110,9 @@ pub(super) struct Args {
     )]
     rotate_keep: u32,
 
+    #[command(flatten)]
+    names: export::NameArgs,
+
     /// Take the kernel's structure layout from this BTF or ELF file
     #[arg(long, value_name = "FILE", env = "IPVS_GUARD_BTF")]
     btf: Option<PathBuf>,
@@ -127,6 +130,15 @@ enum Form {
 }
 
 impl Args {
+    /// Whether the values go together.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        classes(self.events.clone(), self.trace)?;
+        rules("--vip", self.vip.clone())?;
+        rules("--client", self.client.clone())?;
+        rules("--dest", self.dest.clone())?;
+        Ok(())
+    }
+
     /// What is handed to other programs, from the network namespace of now.
     pub(super) fn open_exports(&self) -> Result<Exports, Failure> {
         self.export.open()
@@ -153,6 +165,7 @@ impl Args {
             output,
             rotate_size,
             rotate_keep,
+            names,
             btf,
             export: _,
         } = self;
@@ -173,6 +186,7 @@ impl Args {
             enforce,
             reopen: output.is_some().then(|| Arc::clone(&reopen)),
             metrics: None,
+            names: names.open()?,
         };
         let mut sinks = vec![stdout_sink(format, netns.is_none())?];
         if let Some(path) = output {

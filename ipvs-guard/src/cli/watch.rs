@@ -1,7 +1,7 @@
 //! `ipvs-guard watch`.
 
 use super::stream;
-use crate::{failure::Failure, settings::Scope};
+use crate::{failure::Failure, privilege, settings::Scope};
 
 /// Stream every stale SYN of this node, and the drains around them
 ///
@@ -23,6 +23,13 @@ pub(super) struct Args {
     netns: Scope,
 }
 
+impl Args {
+    /// Whether the values go together.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        self.stream.check()
+    }
+}
+
 pub(super) fn run(args: Args) -> Result<(), Failure> {
     let Args { stream, netns } = args;
     let exports = stream.open_exports()?;
@@ -31,5 +38,6 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         Scope::Path(path) => Some(path),
         Scope::All | Scope::Own => None,
     };
+    privilege::confine();
     stream.stream(inode, place, None, exports)
 }

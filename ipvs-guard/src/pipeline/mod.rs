@@ -20,6 +20,7 @@ use crate::{
     clock::Clock,
     event::{Action, Class, Event},
     metrics::Metrics,
+    names::Names,
     sink::Sink,
 };
 
@@ -31,6 +32,7 @@ pub struct Pipeline {
     classes: Vec<Class>,
     losses: Losses,
     metrics: Option<Arc<Metrics>>,
+    names: Names,
     /// Events that may still be handed out.
     left: u64,
 }
@@ -51,6 +53,7 @@ impl Pipeline {
             classes,
             losses: Losses::default(),
             metrics: None,
+            names: Names::default(),
             left: max_events.unwrap_or(u64::MAX),
         }
     }
@@ -59,6 +62,11 @@ impl Pipeline {
     pub fn count_into(&mut self, metrics: Arc<Metrics>) {
         self.metrics = Some(metrics);
         self.tell_losses();
+    }
+
+    /// What names services and destinations from now on.
+    pub fn set_names(&mut self, names: Names) {
+        self.names = names;
     }
 
     /// Bit of `ip_vs_dest.flags` that says "part of its service".
@@ -169,7 +177,7 @@ impl Pipeline {
         }
     }
 
-    fn hand_out(&mut self, event: Event) {
+    fn hand_out(&mut self, mut event: Event) {
         if self.left == 0 || !self.classes.contains(&event.class) {
             return;
         }
@@ -177,6 +185,7 @@ impl Pipeline {
         if let Some(metrics) = &self.metrics {
             metrics.counts.count(&event);
         }
+        self.names.tell(&mut event);
         self.fanout.offer(&Arc::new(event));
     }
 }

@@ -5,6 +5,7 @@
 //! command for that command alone.
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
@@ -12,67 +13,57 @@ use std::{
 
 use clap::{ArgAction, Command};
 use thiserror::Error;
-use toml::{Table, Value};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
-/// Why a configuration file is refused.
+/// What is wrong with a configuration file.
 #[derive(Debug, Error)]
-pub enum ConfigError {
-    /// It cannot be read.
-    #[error("--config {path}: {source}; give a readable TOML file")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// It is no TOML.
-    #[error("--config {path}: line {line}: {reason}")]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// Why.
-        reason: String,
-    },
-    /// A key that no command has.
-    #[error(
-        "--config {path}: line {line}: no flag is called '{key}'{place}; see 'ipvs-guard help'"
-    )]
-    Unknown {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// The key.
-        key: String,
-        /// " of COMMAND", or nothing.
-        place: String,
-    },
+#[error("--config {}: {}", path.display(), self.told())]
+pub struct ConfigError {
+    path: PathBuf,
+    /// Counted from 1; none where it is about the whole file.
+    line: Option<usize>,
+    fault: Fault,
+}
+
+impl ConfigError {
+    /// Where in the file and what, without the file.
+    pub fn told(&self) -> String {
+        match self.line {
+            Some(line) => format!("line {line}: {}", self.fault),
+            None => self.fault.to_string(),
+        }
+    }
+}
+
+/// Why.
+#[derive(Debug, Error)]
+enum Fault {
+    #[error("{0}; give a readable TOML file")]
+    Read(std::io::Error),
+    #[error("{0}")]
+    Syntax(String),
+    /// A key that no command has, and " of COMMAND" or nothing.
+    #[error("no flag is called '{0}'{1}; see 'ipvs-guard help'")]
+    Unknown(String, String),
     /// A table that no command is called like.
-    #[error("--config {path}: line {line}: no command is called '{name}'; {known}")]
-    Section {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// Name of the table.
-        name: String,
-        /// The tables that there can be.
-        known: String,
-    },
-    /// A value that is no string, number, boolean or list of these.
-    #[error(
-        "--config {path}: line {line}: '{key}' takes a string, a number, a boolean or a list of them"
-    )]
-    Value {
-        /// The file.
-        path: PathBuf,
-        /// Counted from 1.
-        line: usize,
-        /// The key.
-        key: String,
-    },
+    #[error("no command is called '{0}'; {1}")]
+    Section(String, String),
+    #[error("'{0}' takes a string, a number, a boolean or a list of them")]
+    Form(String),
+    /// A switch that is given something else.
+    #[error("'{0}' takes true or false")]
+    Switch(String),
+    #[error("'{0}' takes one value, no list")]
+    List(String),
+    /// What its flag does not take.
+    #[error("{0}: {1}")]
+    Value(String, String),
+    /// Keys that do not go together, by the command that refuses them.
+    #[error("[{0}]: {1}")]
+    Together(String, String),
 }
 
 /// The file named by `--config` in `args` or by `IPVS_GUARD_CONFIG`.
@@ -96,21 +87,44 @@ pub fn path_from(args: &[OsString]) -> Option<PathBuf> {
 /// `command` with what the file says as defaults of its flags.
 ///
 /// # Errors
-/// [`ConfigError`], with the line where there is one.
+/// The first [`ConfigError`], with the line where there is one.
 pub fn apply(command: Command, path: &Path) -> Result<Command, ConfigError> {
-    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.into(),
-        source,
-    })?;
-    let table: Table = text.parse().map_err(|error: toml::de::Error| {
-        let at = error.span().map_or(0, |span| span.start);
-        ConfigError::Syntax {
-            path: path.into(),
-            line: 1 + text[..at.min(text.len())].matches('\n').count(),
-            reason: error.message().replace('\n', " "),
-        }
-    })?;
-    File { path, text: &text }.apply(command, &table)
+    let text = read(path)?;
+    let file = File { path, text: &text };
+    let (command, mut faults) = file.apply(command, &file.parse()?);
+    if faults.is_empty() {
+        Ok(command)
+    } else {
+        Err(faults.swap_remove(0))
+    }
+}
+
+/// Everything that is wrong with the file, in the order of its lines; `command` is the
+/// command line that it is for, `together` what the command that was matched has against
+/// values that each are fine.
+pub fn faults(
+    command: &Command,
+    path: &Path,
+    together: impl Fn(&clap::ArgMatches) -> Option<String>,
+) -> Vec<ConfigError> {
+    let text = match read(path) {
+        Ok(text) => text,
+        Err(error) => return vec![error],
+    };
+    let file = File { path, text: &text };
+    let (table, broken) = DeTable::parse_recoverable(&text);
+    if !broken.is_empty() {
+        // What could be read of the rest may be cut wrong: it is judged another time.
+        return broken.iter().map(|error| file.syntax(error)).collect();
+    }
+    let command = without_environment(command.clone());
+    let (applied, mut faults) = file.apply(command.clone(), table.get_ref());
+    file.check_values(&command, table.get_ref(), &mut faults);
+    if faults.is_empty() {
+        faults.extend(file.check_together(&applied, table.get_ref(), together));
+    }
+    faults.sort_by_key(|fault| fault.line);
+    faults
 }
 
 /// The file and the line that give `key` to the command `section`, as messages
@@ -118,15 +132,27 @@ pub fn apply(command: Command, path: &Path) -> Result<Command, ConfigError> {
 pub(super) fn place(args: &[OsString], section: Option<&str>, key: &str) -> Option<String> {
     let path = path_from(args)?;
     let text = fs::read_to_string(&path).ok()?;
-    let table: Table = text.parse().ok()?;
-    let in_section = section.filter(
-        |section| matches!(table.get(*section), Some(Value::Table(own)) if own.contains_key(key)),
-    );
-    if in_section.is_none() && !table.contains_key(key) {
-        return None;
-    }
-    let line = line_of(&text, in_section, key);
+    let table = DeTable::parse(&text).ok()?;
+    let own = section
+        .and_then(|section| table.get_ref().get(section))
+        .and_then(|own| own.get_ref().as_table());
+    let (found, _) = own
+        .and_then(|own| own.get_key_value(key))
+        .or_else(|| table.get_ref().get_key_value(key))?;
+    let file = File {
+        path: &path,
+        text: &text,
+    };
+    let line = file.line(found);
     Some(format!("--config {}: line {line}: {key}", path.display()))
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    fs::read_to_string(path).map_err(|source| ConfigError {
+        path: path.into(),
+        line: None,
+        fault: Fault::Read(source),
+    })
 }
 
 struct File<'a> {
@@ -135,141 +161,268 @@ struct File<'a> {
 }
 
 impl File<'_> {
-    fn apply(&self, mut command: Command, table: &Table) -> Result<Command, ConfigError> {
+    fn parse(&self) -> Result<DeTable<'_>, ConfigError> {
+        DeTable::parse(self.text)
+            .map(Spanned::into_inner)
+            .map_err(|error| self.syntax(&error))
+    }
+
+    fn syntax(&self, error: &toml::de::Error) -> ConfigError {
+        let at = error.span().map_or(0, |span| span.start);
+        let reason = error.message().replace('\n', " ");
+        self.fault(self.line_at(at), Fault::Syntax(reason))
+    }
+
+    fn fault(&self, line: usize, fault: Fault) -> ConfigError {
+        ConfigError {
+            path: self.path.into(),
+            line: Some(line),
+            fault,
+        }
+    }
+
+    fn line<T>(&self, what: &Spanned<T>) -> usize {
+        self.line_at(what.span().start)
+    }
+
+    fn line_at(&self, at: usize) -> usize {
+        let before = &self.text.as_bytes()[..at.min(self.text.len())];
+        1 + before.iter().filter(|byte| **byte == b'\n').count()
+    }
+
+    /// What can be applied, applied, and what cannot.
+    fn apply(&self, mut command: Command, table: &DeTable<'_>) -> (Command, Vec<ConfigError>) {
         let names: Vec<String> = command
             .get_subcommands()
             .map(|sub| sub.get_name().to_owned())
             .collect();
+        let mut faults = Vec::new();
         for (key, value) in table {
-            if let (true, Value::Table(own)) = (names.contains(key), value) {
+            let name = key.get_ref().as_ref();
+            if let (true, DeValue::Table(own)) = (names.iter().any(|n| n == name), value.get_ref())
+            {
                 for (inner, value) in own {
-                    if !self.knows(command.find_subcommand(key), inner) {
-                        return Err(self.unknown(Some(key), inner));
+                    let key = inner.get_ref().as_ref();
+                    if !knows(command.find_subcommand(name), key) {
+                        let place = format!(" of {name}");
+                        faults
+                            .push(self.fault(self.line(inner), Fault::Unknown(key.into(), place)));
+                        continue;
                     }
-                    let defaults = self.defaults(Some(key), inner, value)?;
-                    command = command.mut_subcommand(key, |sub| set(sub, inner, &defaults));
+                    match self.defaults(command.find_subcommand(name), inner, value) {
+                        Ok(defaults) => {
+                            command = command.mut_subcommand(name, |sub| set(sub, key, &defaults));
+                        }
+                        Err(fault) => faults.push(fault),
+                    }
                 }
                 continue;
             }
-            let mut known = self.knows(Some(&command), key);
-            let anywhere = known
-                || command
-                    .get_subcommands()
-                    .any(|sub| self.knows(Some(sub), key));
-            if value.is_table() && !anywhere {
-                return Err(self.no_command(key, &command));
-            }
-            let defaults = self.defaults(None, key, value)?;
-            if known {
-                command = set(command, key, &defaults);
-            }
-            for name in &names {
-                let own = table.get(name).and_then(Value::as_table);
-                if !self.knows(command.find_subcommand(name), key) {
+            let owners: Vec<&str> = std::iter::once("")
+                .chain(names.iter().map(String::as_str))
+                .filter(|owner| knows(part(&command, owner), name))
+                .collect();
+            let Some(first) = owners.first() else {
+                let fault = if value.get_ref().is_table() {
+                    no_command(name, &command)
+                } else {
+                    Fault::Unknown(name.into(), String::new())
+                };
+                faults.push(self.fault(self.line(key), fault));
+                continue;
+            };
+            let defaults = match self.defaults(part(&command, first), key, value) {
+                Ok(defaults) => defaults,
+                Err(fault) => {
+                    faults.push(fault);
                     continue;
                 }
-                known = true;
-                if !own.is_some_and(|own| own.contains_key(key)) {
-                    command = command.mut_subcommand(name, |sub| set(sub, key, &defaults));
+            };
+            for owner in owners {
+                let own = table.get(owner).and_then(|own| own.get_ref().as_table());
+                if owner.is_empty() {
+                    command = set(command, name, &defaults);
+                } else if !own.is_some_and(|own| own.contains_key(name)) {
+                    command = command.mut_subcommand(owner, |sub| set(sub, name, &defaults));
                 }
             }
-            if !known {
-                return Err(self.unknown(None, key));
-            }
         }
-        Ok(command)
+        (command, faults)
     }
 
-    fn knows(&self, command: Option<&Command>, key: &str) -> bool {
-        command.is_some_and(|command| {
-            command
-                .get_arguments()
-                .any(|arg| arg.get_long() == Some(key) && key != "config")
-        })
-    }
-
+    /// The value as texts, as the flag of `command` would get them.
     fn defaults(
         &self,
-        section: Option<&str>,
-        key: &str,
-        value: &Value,
+        command: Option<&Command>,
+        key: &Spanned<std::borrow::Cow<'_, str>>,
+        value: &Spanned<DeValue<'_>>,
     ) -> Result<Vec<String>, ConfigError> {
-        let scalar = |value: &Value| match value {
-            Value::String(text) => Some(text.clone()),
-            Value::Integer(number) => Some(number.to_string()),
-            Value::Float(number) => Some(number.to_string()),
-            Value::Boolean(yes) => Some(yes.to_string()),
-            Value::Datetime(_) | Value::Array(_) | Value::Table(_) => None,
+        let name = || key.get_ref().clone().into_owned();
+        let many = match value.get_ref().as_array() {
+            Some(items) => items.iter().map(|item| scalar(item.get_ref())).collect(),
+            None => scalar(value.get_ref()).map(|text| vec![text]),
         };
-        let all = match value {
-            Value::Array(items) => items.iter().map(scalar).collect(),
-            Value::String(_)
-            | Value::Integer(_)
-            | Value::Float(_)
-            | Value::Boolean(_)
-            | Value::Datetime(_)
-            | Value::Table(_) => scalar(value).map(|text| vec![text]),
+        let Some(texts) = many else {
+            return Err(self.fault(self.line(key), Fault::Form(name())));
         };
-        all.ok_or_else(|| ConfigError::Value {
-            path: self.path.into(),
-            line: line_of(self.text, section, key),
-            key: key.into(),
-        })
+        let arg = command.and_then(|command| {
+            command
+                .get_arguments()
+                .find(|arg| arg.get_long() == Some(key.get_ref().as_ref()))
+        });
+        let Some(arg) = arg else { return Ok(texts) };
+        if matches!(arg.get_action(), ArgAction::SetTrue) {
+            if value.get_ref().as_bool().is_none() {
+                return Err(self.fault(self.line(key), Fault::Switch(name())));
+            }
+        } else if value.get_ref().is_array() && !matches!(arg.get_action(), ArgAction::Append) {
+            return Err(self.fault(self.line(key), Fault::List(name())));
+        }
+        Ok(texts)
     }
 
-    fn unknown(&self, section: Option<&str>, key: &str) -> ConfigError {
-        ConfigError::Unknown {
-            path: self.path.into(),
-            line: line_of(self.text, section, key),
-            key: key.into(),
-            place: section.map_or_else(String::new, |name| format!(" of {name}")),
+    /// Each value alone, by the flag that is to take it.
+    fn check_values(&self, command: &Command, table: &DeTable<'_>, faults: &mut Vec<ConfigError>) {
+        let names: Vec<&str> = command.get_subcommands().map(Command::get_name).collect();
+        for (key, value) in table {
+            let name = key.get_ref().as_ref();
+            if let (true, DeValue::Table(own)) = (names.contains(&name), value.get_ref()) {
+                for (key, value) in own {
+                    faults.extend(self.refused(command, name, key, value));
+                }
+                continue;
+            }
+            // What one command refuses is not told once more for the next.
+            let mut told = BTreeSet::new();
+            for owner in std::iter::once("").chain(names.iter().copied()) {
+                let mut refused = self.refused(command, owner, key, value);
+                refused.retain(|fault| !told.contains(&fault.line));
+                told.extend(refused.iter().map(|fault| fault.line));
+                faults.extend(refused);
+            }
         }
     }
 
-    fn no_command(&self, name: &str, command: &Command) -> ConfigError {
-        let known: Vec<String> = command
-            .get_subcommands()
-            .filter(|sub| sub.get_arguments().any(|arg| arg.get_long().is_some()))
-            .map(|sub| format!("[{}]", sub.get_name()))
-            .collect();
-        ConfigError::Section {
-            path: self.path.into(),
-            line: line_of(self.text, None, name),
-            name: name.into(),
-            known: format!("the tables that it can have are {}", known.join(" and ")),
+    fn refused(
+        &self,
+        command: &Command,
+        owner: &str,
+        key: &Spanned<std::borrow::Cow<'_, str>>,
+        value: &Spanned<DeValue<'_>>,
+    ) -> Vec<ConfigError> {
+        let name = key.get_ref().as_ref();
+        let own = part(command, owner);
+        if !knows(own, name) || self.defaults(own, key, value).is_err() {
+            return Vec::new();
         }
+        let alone = |item: &Spanned<DeValue<'_>>| {
+            let text = [scalar(item.get_ref())?];
+            let command = command.clone();
+            let (command, args) = if owner.is_empty() {
+                (set(command, name, &text), vec!["x"])
+            } else {
+                let command = command.mut_subcommand(owner, |sub| set(sub, name, &text));
+                (command, vec!["x", owner])
+            };
+            let error = command.try_get_matches_from(args).err()?;
+            let (flag, _) = super::refused(&error)?;
+            (flag == name).then(|| {
+                let reason = super::one_line(&error);
+                self.fault(self.line(item), Fault::Value(name.into(), reason))
+            })
+        };
+        match value.get_ref().as_array() {
+            Some(items) => items.iter().filter_map(alone).collect(),
+            None => alone(value).into_iter().collect(),
+        }
+    }
+
+    /// What the commands that have a table in the file, or all of them where none has
+    /// one, say to all of its values.
+    fn check_together(
+        &self,
+        command: &Command,
+        table: &DeTable<'_>,
+        together: impl Fn(&clap::ArgMatches) -> Option<String>,
+    ) -> Vec<ConfigError> {
+        let names = || command.get_subcommands().map(Command::get_name);
+        let tables: Vec<&str> = names().filter(|name| table.contains_key(*name)).collect();
+        let asked: Vec<&str> = if tables.is_empty() {
+            names().collect()
+        } else {
+            tables
+        };
+        let mut faults = Vec::new();
+        for name in asked {
+            let Ok(matches) = command.clone().try_get_matches_from(["x", name]) else {
+                // It wants more than flags: no command that a file is for.
+                continue;
+            };
+            if let Some(reason) = together(&matches) {
+                let flag = super::origin::long_name(&reason);
+                let line = flag.and_then(|flag| {
+                    let own = table.get(name).and_then(|own| own.get_ref().as_table());
+                    own.and_then(|own| own.get_key_value(flag))
+                        .or_else(|| table.get_key_value(flag))
+                        .map(|(key, _)| self.line(key))
+                });
+                faults.push(ConfigError {
+                    path: self.path.into(),
+                    line,
+                    fault: Fault::Together(name.into(), reason),
+                });
+            }
+        }
+        faults
     }
 }
 
-/// The line on which the table `section`, or what stands above all tables, has
-/// `key`; of a form that is not looked for, one that is near.
-fn line_of(text: &str, section: Option<&str>, key: &str) -> usize {
-    let begins_with = |line: &str, name: &str| {
-        line.trim_start_matches(['"', '\''])
-            .strip_prefix(name)
-            .is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '-'))
-    };
-    let mut table = None;
-    let mut near = None;
-    for (number, line) in (1..).zip(text.lines().map(str::trim_start)) {
-        if let Some(header) = line.strip_prefix('[') {
-            let name = header.split(']').next().unwrap_or_default();
-            let name = name.trim_matches(['[', ' ', '"', '\'']);
-            if section.is_none() && name == key {
-                return number;
-            }
-            table = Some(name);
-        } else if begins_with(line, key) {
-            if table == section {
-                return number;
-            }
-            near.get_or_insert(number);
-        } else if section.is_some_and(|section| begins_with(line, section)) {
-            // watch = { … } or watch.format = …
-            near.get_or_insert(number);
-        }
+/// The command of that name, the whole for none.
+fn part<'a>(command: &'a Command, name: &str) -> Option<&'a Command> {
+    if name.is_empty() {
+        Some(command)
+    } else {
+        command.find_subcommand(name)
     }
-    near.unwrap_or(1)
+}
+
+fn knows(command: Option<&Command>, key: &str) -> bool {
+    command.is_some_and(|command| {
+        command
+            .get_arguments()
+            .any(|arg| arg.get_long() == Some(key) && key != "config")
+    })
+}
+
+fn no_command(name: &str, command: &Command) -> Fault {
+    let known: Vec<String> = command
+        .get_subcommands()
+        .filter(|sub| sub.get_arguments().any(|arg| arg.get_long().is_some()))
+        .map(|sub| format!("[{}]", sub.get_name()))
+        .collect();
+    Fault::Section(
+        name.into(),
+        format!("the tables that it can have are {}", known.join(" and ")),
+    )
+}
+
+/// A string, number or boolean as the command line would have it.
+fn scalar(value: &DeValue<'_>) -> Option<String> {
+    match value {
+        DeValue::String(text) => Some(text.clone().into_owned()),
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
+            .map(|number| number.to_string())
+            .ok(),
+        DeValue::Float(number) => Some(number.as_str().to_owned()),
+        DeValue::Boolean(yes) => Some(yes.to_string()),
+        DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => None,
+    }
+}
+
+/// A file is judged by itself, whatever is set around it.
+fn without_environment(command: Command) -> Command {
+    let bare = |command: Command| command.mut_args(|arg| arg.env(None::<&str>));
+    bare(command).mut_subcommands(bare)
 }
 
 fn set(command: Command, long: &str, defaults: &[String]) -> Command {

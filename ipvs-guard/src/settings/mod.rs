@@ -8,8 +8,8 @@ mod syslog;
 mod value;
 
 pub use address::{Client, Target};
-pub use config_file::{ConfigError, apply, path_from};
+pub use config_file::{ConfigError, apply, faults, path_from};
 pub use netns::Scope;
-pub use origin::{refused, with_origin};
+pub use origin::{one_line, refused, with_origin};
 pub use syslog::{Remote, SyslogTarget, TlsFiles};
 pub use value::{duration, listen_address, log_level, size, time};

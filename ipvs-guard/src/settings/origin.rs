@@ -28,8 +28,31 @@ pub fn refused(error: &clap::Error) -> Option<(String, String)> {
     ))
 }
 
+/// clap's text without its paragraphs: what is wrong, then where to look.
+pub fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let mut parts: Vec<String> = Vec::new();
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if line.starts_with("Usage:") {
+            continue;
+        }
+        let line = line
+            .trim_start_matches("error: ")
+            .trim_start_matches("tip: ");
+        if let Some(help) = line.strip_prefix("For more information, try ") {
+            parts.push(format!("see ipvs-guard {}", help.trim_matches(['\'', '.'])));
+        } else if let Some(open) = parts.last_mut().filter(|part| part.ends_with(':')) {
+            open.push(' ');
+            open.push_str(line);
+        } else {
+            parts.push(line.to_owned());
+        }
+    }
+    parts.join("; ")
+}
+
 /// "event" of "--event CLASS,…" and of "--event: …".
-fn long_name(text: &str) -> Option<&str> {
+pub(super) fn long_name(text: &str) -> Option<&str> {
     let rest = text.strip_prefix("--")?;
     let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '-');
     Some(&rest[..end.unwrap_or(rest.len())])

@@ -91,6 +91,16 @@ impl Human {
                 self.details(event, out)?;
             }
         }
+        for (what, name) in [
+            ("service", &event.service),
+            ("namespace", &event.namespace),
+            ("pod", &event.pod),
+            ("node", &event.node),
+        ] {
+            if let Some(name) = name {
+                write!(out, "  {what} {name}")?;
+            }
+        }
         if let (true, Some(netns)) = (self.many_namespaces, event.netns) {
             write!(out, "  netns {netns}")?;
         }

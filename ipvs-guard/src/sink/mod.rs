@@ -38,7 +38,7 @@ pub use self::{
     severity::{Severity, severity},
     syslog::Syslog,
 };
-use crate::{event::Event, pipeline::Summary, say::counted};
+use crate::{event::Event, pipeline::Summary, privilege, say::counted};
 
 /// Events that wait for a sink at most: a few MiB.
 const QUEUE: usize = 16_384;
@@ -98,6 +98,7 @@ impl Sink {
             let gone = Arc::clone(&gone);
             let waiting = Arc::clone(&waiting);
             move || {
+                privilege::confine_sink();
                 let mut buffer = BytesMut::with_capacity(BATCH * 2);
                 let mut header = format.header();
                 while let Some(first) = inbox.blocking_recv() {

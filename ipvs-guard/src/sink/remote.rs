@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{Message, QUEUE, Sink};
-use crate::{event::Event, say::counted};
+use crate::{event::Event, privilege, say::counted};
 
 /// Events that are handed over at once at most.
 const BATCH: usize = 512;
@@ -146,9 +146,10 @@ impl Sink {
             refusal_said: false,
             absence_said: false,
         };
-        let thread = thread::Builder::new()
-            .name(stage.into())
-            .spawn(move || runtime.block_on(courier.work()))?;
+        let thread = thread::Builder::new().name(stage.into()).spawn(move || {
+            privilege::confine_sink();
+            runtime.block_on(courier.work());
+        })?;
         Ok(Self {
             stage,
             what,

@@ -1,6 +1,7 @@
 //! Brings a machine with nothing but Rust to where everything builds and runs.
 
 pub(crate) mod apt;
+pub(crate) mod helm;
 pub(crate) mod kernels;
 pub(crate) mod packages;
 pub(crate) mod rust;
@@ -69,6 +70,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             "there are the receivers, at {}",
             crate::test::receivers(&cache)?.display()
         );
+        say!("there is Helm, at {}", helm::helm(&cache)?.display());
     }
     Ok(())
 }
