@@ -169,8 +169,14 @@ pub(crate) fn gone(conn: Conn, untracked: bool) {
     let Some(held) = unsafe { HELD.get(conn.key()) }.copied() else {
         return;
     };
-    // Of a SYN that was not met until now: it is sent again by the same way.
-    let _absent = VERDICTS.remove(held.place);
+    // A SYN that was not met until now may still be on its way on another CPU, and is to
+    // go nowhere. What is not translated is sent again under the same name.
+    let translated = conn
+        .flags()
+        .is_ok_and(|flags| Forwarding::from_flags(flags) == Some(Forwarding::Masq));
+    if !translated {
+        let _absent = VERDICTS.remove(held.place);
+    }
     let flags = if untracked { Header::UNTRACKED } else { 0 };
     emit(&GoneRecord {
         // SAFETY: the helper has no preconditions.

@@ -20,7 +20,7 @@ use ipvs_guard_common::{
 use super::{
     channel::Channel,
     message::{Entry, TCP},
-    targets::Targets,
+    targets::{Choice, Targets},
 };
 use crate::{
     netlink::route::{Device, LinkLayer, RouteSocket},
@@ -28,9 +28,10 @@ use crate::{
     say::say,
 };
 
-/// How long a SYN may take from the probe to the device. After that it waits for a
-/// neighbour's address, or has nowhere to go.
-const TO_DEVICE: Duration = Duration::from_millis(5);
+/// How long a SYN may take from the probe to the device, also where the processor is
+/// taken away in between. After that it waits for a neighbour's address, or has nowhere
+/// to go.
+const TO_DEVICE: Duration = Duration::from_millis(20);
 /// How long the kernel may take to re-point an entry. The client repeats its SYN after
 /// one second and after three.
 const TO_REPLACE: Duration = Duration::from_millis(2_500);
@@ -100,6 +101,8 @@ struct Rescue {
     came_by: Option<u32>,
     stage: Stage,
     entry: OldEntry,
+    /// Where it is sent: told once more, its entry must not be moved once more.
+    choice: Option<Choice>,
     tries: u32,
     /// How far the daemon was when it was looked at last.
     heard: u32,
@@ -213,6 +216,7 @@ impl Rescues {
             came_by: None,
             stage: Stage::Leaving,
             entry: OldEntry::default(),
+            choice: None,
             tries: 0,
             heard: 0,
             serial: 0,
@@ -380,12 +384,13 @@ impl Rescues {
     fn tell(&mut self, conn: u64) -> Option<(SynRecord, Ending)> {
         let rescue = self.held.get_mut(&conn)?;
         let (client, service) = (address(&rescue.syn.client), address(&rescue.syn.vip));
-        let choice = self
-            .targets
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .choose(client, service, address(&rescue.syn.dest));
-        let Ok(choice) = choice else {
+        let from = address(&rescue.syn.dest);
+        let choose = || {
+            let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+            targets.choose(client, service, from).ok()
+        };
+        rescue.choice = rescue.choice.or_else(choose);
+        let Some(choice) = rescue.choice else {
             self.complain(&format!(
                 "no living destination of {service} to send connections to; stale SYNs are reset"
             ));
