@@ -15,6 +15,9 @@ const WORK: [Capability; 6] = [
     Capability::CAP_SYS_ADMIN,
     Capability::CAP_SYS_RESOURCE,
 ];
+/// What finding the network namespace of a process takes that has more capabilities than
+/// this one has left (`--metrics`): without it those are not counted.
+const FIND: Capability = Capability::CAP_SYS_PTRACE;
 /// What sinks need to open the file of a user, or a port below 1024.
 const SINKS: [Capability; 2] = [
     Capability::CAP_DAC_OVERRIDE,
@@ -23,9 +26,9 @@ const SINKS: [Capability; 2] = [
 
 /// Gives up, for good and for all threads to come, what no part of the agent uses, and
 /// the right to gain anything by running another program. To be called before the
-/// process has a second thread.
+/// process has a second thread but for sinks, which give up more by themselves.
 pub fn confine() {
-    let kept: CapsHashSet = WORK.into_iter().chain(SINKS).collect();
+    let kept: CapsHashSet = WORK.into_iter().chain(SINKS).chain([FIND]).collect();
     let done = limit_bounding(&kept).and_then(|()| limit(&kept));
     report(done);
     if let Err(error) = nix::sys::prctl::set_no_new_privs() {
@@ -102,7 +105,7 @@ mod tests {
         // Capabilities are a thread's: those of the other tests stay.
         thread::spawn(move || {
             confine();
-            let all: CapsHashSet = WORK.into_iter().chain(SINKS).collect();
+            let all: CapsHashSet = WORK.into_iter().chain(SINKS).chain([FIND]).collect();
             let kept: CapsHashSet = held_before.intersection(&all).copied().collect();
             assert_eq!(held(CapSet::Permitted), kept);
             rest(false);

@@ -1,6 +1,8 @@
 //! The tests on real IPVS: one program, run in a guest of each kernel.
 
 use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -113,8 +115,12 @@ pub(super) fn run(
             scope.spawn(|| {
                 while let Some(kernel) = next() {
                     let mut clock = TestClock::default();
-                    let outcome =
-                        guest(kernel, &tests, filter).run(cache, &mut |bytes| clock.observe(bytes));
+                    let mut log = log(kernel).ok();
+                    let outcome = guest(kernel, &tests, filter).run(cache, &mut |bytes| {
+                        clock.observe(bytes);
+                        // For whoever wants to watch; the outcome has all of it.
+                        log = log.take().filter(|mut log| log.write_all(bytes).is_ok());
+                    });
                     report(kernel, &outcome, &clock);
                     if let Ok(mut done) = done.lock() {
                         done.push((kernel, outcome));
@@ -136,6 +142,13 @@ pub(super) fn run(
         }
     }
     Ok(())
+}
+
+/// A file that has what the guest prints as it comes.
+fn log(kernel: Label) -> Result<File> {
+    let folder = build::workspace().join("target/guests");
+    fs::create_dir_all(&folder)?;
+    Ok(File::create(folder.join(format!("{kernel}.log")))?)
 }
 
 fn guest(kernel: Label, tests: &GuestFile, filter: Option<&str>) -> Guest {

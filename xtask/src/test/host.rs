@@ -41,5 +41,20 @@ pub(super) fn run(cache: &Cache, tally: &mut Tally) -> Result<()> {
         eprint!("{text}");
     }
     tally.tests("cargo test", &text, output.status.success());
+
+    if !nix::unistd::geteuid().is_root() {
+        say!("left out, for it takes root: the packet programs on this kernel");
+        return Ok(());
+    }
+    say!("the packet programs on this kernel");
+    let output = build::cargo(cache, "test")?
+        .args(["--package", "ipvs-guard-tests", "--test", "programs"])
+        .args(["--quiet", "--", "--nocapture"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cargo test")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    eprint!("{text}");
+    tally.tests("packet programs", &text, output.status.success());
     Ok(())
 }
