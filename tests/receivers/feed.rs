@@ -5,11 +5,11 @@ use std::{
     fs::{self, File},
     io::Read as _,
     path::Path,
-    sync::{Mutex, Once},
     thread,
     time::{Duration, Instant},
 };
 
+use crate::said;
 use ipvs_guard::{
     clock::{self, Clock},
     event::Class,
@@ -56,7 +56,7 @@ impl Pace {
 
 impl Feed {
     pub(crate) fn into(sinks: Vec<Sink>) -> Self {
-        listen();
+        said::listen();
         Self {
             pipeline: Pipeline::new(
                 Class::ALL.to_vec(),
@@ -195,9 +195,7 @@ impl Written {
 
 /// What was said at level error or warn about `what`.
 pub(crate) fn said(what: &str) -> Vec<String> {
-    let lines = LINES.lock().unwrap();
-    let about = |line: &&String| line.contains(what);
-    lines.iter().filter(about).cloned().collect()
+    said::lines(|line| line.contains(what))
 }
 
 /// Waits until `condition` holds.
@@ -207,28 +205,4 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "it never came: {what}");
         thread::sleep(Duration::from_millis(10));
     }
-}
-
-static LINES: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-struct Listener;
-
-impl log::Log for Listener {
-    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.level() <= log::Level::Warn
-    }
-    fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) {
-            LINES.lock().unwrap().push(record.args().to_string());
-        }
-    }
-    fn flush(&self) {}
-}
-
-fn listen() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        log::set_logger(&Listener).unwrap();
-        log::set_max_level(log::LevelFilter::Warn);
-    });
 }

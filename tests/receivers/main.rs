@@ -18,6 +18,7 @@ mod otlp;
 mod otlp_trouble;
 mod prometheus;
 mod rsyslog;
+mod said;
 mod support;
 mod systemd;
 mod trouble;

@@ -8,7 +8,7 @@ use std::{
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex, Once},
+    sync::Arc,
     thread::{self, sleep},
     time::{Duration, Instant},
 };
@@ -22,6 +22,8 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+
+use crate::said;
 
 /// What nothing here takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -253,36 +255,9 @@ impl Write for Copy {
     }
 }
 
-static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
-
-struct Listener;
-
-impl log::Log for Listener {
-    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
-        metadata.level() <= log::Level::Warn
-    }
-
-    fn log(&self, record: &log::Record<'_>) {
-        if self.enabled(record.metadata()) {
-            SAID.lock().unwrap().push(record.args().to_string());
-        }
-    }
-
-    fn flush(&self) {}
-}
-
-/// Keeps from now on what sinks say on standard error.
-pub(crate) fn listen() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        log::set_logger(&Listener).unwrap();
-        log::set_max_level(log::LevelFilter::Warn);
-    });
-}
+pub(crate) use said::listen;
 
 /// What the sink that is called `what` has said.
 pub(crate) fn said(what: &str) -> Vec<String> {
-    let said = SAID.lock().unwrap();
-    let of_it = |line: &&String| line.starts_with(what);
-    said.iter().filter(of_it).cloned().collect()
+    said::lines(|line| line.starts_with(what))
 }
