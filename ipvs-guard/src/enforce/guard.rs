@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +12,6 @@ use std::{
 };
 
 use ipvs_guard_common::{
-    addr::Endpoint,
     decode::Record,
     event::{Header, SynRecord},
     filter::Filter,
@@ -24,6 +22,7 @@ use super::{
     Action as Wanted, Settings,
     heal::{Channel, Ending, Mender, Rescues, SynNames, Targets, is_ours},
     pending::{self, Pending},
+    plan::address,
     responder::Responder,
     scanner::{Changed, Healing, Scanner},
     tally::Tally,
@@ -78,10 +77,6 @@ impl Healer {
                 u32::try_from(change.weight_after).unwrap_or(0),
             );
     }
-}
-
-fn address(end: &Endpoint) -> SocketAddr {
-    SocketAddr::new(end.addr().ip(), end.port())
 }
 
 /// Everything that enforces as long as ip_vs stays loaded.

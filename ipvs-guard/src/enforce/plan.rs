@@ -231,6 +231,11 @@ pub(super) fn endpoint(address: SocketAddr) -> Endpoint {
     Endpoint::new(address.ip().into(), address.port().to_be_bytes())
 }
 
+/// The reverse of [`endpoint`].
+pub(super) fn address(end: &Endpoint) -> SocketAddr {
+    SocketAddr::new(end.addr().ip(), end.port())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

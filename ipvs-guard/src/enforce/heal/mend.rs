@@ -35,6 +35,8 @@ const ENDING: u64 = 2;
 /// Entries that are read before they are told of. Those that are told of change places
 /// in the table, which would hide others from who reads on.
 const WINDOW: usize = 16_384;
+/// How long the first of them waits: a large table takes long to read.
+const WAIT: Duration = Duration::from_secs(1);
 /// After this nothing that was read is told of: a machine on which it takes so long is
 /// not to be relied on.
 const STALE: Duration = Duration::from_secs(10);
@@ -131,8 +133,10 @@ pub(in crate::enforce) struct Mender {
     epoch: Instant,
     /// Entries that the kernel has been told of, and when: as long as they can linger.
     told: HashMap<u64, u32>,
-    /// How many of them nobody has looked after yet.
+    /// How many of them nobody has looked after yet, and of these the ones from before
+    /// this pass.
     open: u64,
+    before: u64,
     templates: HashMap<u64, Instant>,
     /// Read, and not told of yet, with their names.
     window: Vec<(u64, Entry)>,
@@ -179,6 +183,7 @@ impl Mender {
             epoch: now,
             told: HashMap::new(),
             open: 0,
+            before: 0,
             templates: HashMap::new(),
             window: Vec::new(),
             read_at: now,
@@ -222,6 +227,7 @@ impl Mender {
         self.window.clear();
         self.ending.clear();
         self.began = Instant::now();
+        self.before = self.open;
         self.rows = 0;
         self.repointed = 0;
         self.cut = false;
@@ -234,11 +240,12 @@ impl Mender {
 
     /// Between two rows of the table: whether the pass is to go on.
     pub(in crate::enforce) fn goes_on(&mut self) -> bool {
-        if self.window.len() >= WINDOW {
+        let full = self.window.len() >= WINDOW;
+        if full || (!self.window.is_empty() && self.read_at.elapsed() >= WAIT) {
             self.flush();
         }
         self.rows += 1;
-        self.cut = self.has_changed();
+        self.cut |= self.has_changed();
         !self.cut
     }
 
@@ -259,6 +266,8 @@ impl Mender {
                 return Fate::Done;
             }
             self.this.failed += 1;
+            self.open = self.open.saturating_sub(1);
+            self.before = self.before.saturating_sub(1);
         }
         let choice = self
             .targets
@@ -308,11 +317,11 @@ impl Mender {
     /// The pass is over: the last ones are told of, and the user what became of those
     /// before.
     pub(in crate::enforce) fn end(&mut self) {
-        let before = if self.cut {
-            0
-        } else {
-            std::mem::take(&mut self.open)
-        };
+        if !self.cut {
+            // The whole table was read, and they are not where they were.
+            self.this.healed = std::mem::take(&mut self.before);
+            self.open = self.open.saturating_sub(self.this.healed);
+        }
         self.flush();
         for templates in std::mem::take(&mut self.ending).chunks(TEMPLATES) {
             if !self.is_void() {
@@ -321,13 +330,14 @@ impl Mender {
             }
         }
         self.settle();
-        self.this.healed = before.saturating_sub(self.this.failed);
         self.this.failed += std::mem::take(&mut self.untold);
         log::debug!(
-            "a pass over {} rows of the table took {:?}: {} told of, {before} before, {} failed",
+            "a pass over {} rows of the table took {:?}: {} told of, {} of those before \
+             healed, {} failed",
             self.rows,
             self.began.elapsed(),
             self.repointed,
+            self.this.healed,
             self.this.failed,
         );
         self.report();
@@ -377,6 +387,8 @@ impl Mender {
                 self.open += entries.len() as u64;
                 self.told
                     .extend(entries.iter().map(|(name, _)| (*name, now)));
+            } else {
+                self.untold += entries.len() as u64;
             }
         }
         self.window = window;

@@ -11,7 +11,6 @@ use std::{
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use ipvs_guard_common::{
-    addr::Endpoint,
     event::{GoneRecord, Header, PacketRecord, SynRecord, VerdictRecord},
     guard::{CONN_TRACKED, VerdictKey},
     state::ConnState,
@@ -23,6 +22,7 @@ use super::{
     targets::{Choice, Targets},
 };
 use crate::{
+    enforce::plan::address,
     netlink::route::{Device, LinkLayer, RouteSocket},
     rawip::RawSocket,
     say::say,
@@ -548,10 +548,6 @@ impl Rescues {
             say(format_args!("ipvs-guard: {reason}"));
         }
     }
-}
-
-fn address(end: &Endpoint) -> SocketAddr {
-    SocketAddr::new(end.addr().ip(), end.port())
 }
 
 /// Who sent a packet.
