@@ -198,8 +198,9 @@ fn clients_on_the_node_are_refused() {
     assert_reported(&ended, &stale);
 }
 
-/// The entries of the first backend in TIME_WAIT: client port, and seconds left. One
-/// of a connection that was reset is gone after 10 s.
+/// The entries of the first backend in TIME_WAIT: client port, and seconds left. Not
+/// those of connections that were reset, which are gone after 10 s: some, and more on
+/// a busy machine.
 fn time_waits(topology: &Topology) -> Vec<(u16, u64)> {
     let dead = backend_address(0, Family::Inet);
     let mut entries: Vec<_> = topology
@@ -224,7 +225,7 @@ fn the_dead_server_drains_as_if_nobody_came() {
     // The table is read in the meantime.
     thread::sleep(Duration::from_secs(2));
     let before = time_waits(&topology);
-    assert!(before.len() >= 90, "{} entries", before.len());
+    assert!(before.len() >= 50, "{} entries", before.len());
     let begin = Instant::now();
     let ports: Vec<u16> = before.iter().map(|(port, _)| *port).collect();
     for _ in 0..3 {

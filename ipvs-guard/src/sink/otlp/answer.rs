@@ -126,7 +126,7 @@ pub(super) fn of_transport(error: &(dyn Error + 'static)) -> Trouble {
     while let Some(error) = cause {
         if error
             .downcast_ref::<hyper::Error>()
-            .is_some_and(|error| error.is_parse() || error.is_incomplete_message())
+            .is_some_and(is_of_another_protocol)
         {
             reason.push_str("; a receiver of gRPC has a URL of grpc: or grpcs:");
             break;
@@ -134,6 +134,20 @@ pub(super) fn of_transport(error: &(dyn Error + 'static)) -> Trouble {
         cause = error.source();
     }
     Trouble::Away(reason)
+}
+
+/// What hyper says of a peer whose first bytes are no answer to a request of HTTP/1.1:
+/// one that cannot be parsed, one that breaks off, and, where they come before the
+/// request has left, as the settings of HTTP/2 do, one that was not asked for. Of the
+/// last it has neither a predicate nor a cause.
+fn is_of_another_protocol(error: &hyper::Error) -> bool {
+    let known = error.is_canceled()
+        || error.is_closed()
+        || error.is_user()
+        || error.is_timeout()
+        || error.is_shutdown()
+        || error.is_body_write_aborted();
+    error.is_parse() || error.is_incomplete_message() || (error.source().is_none() && !known)
 }
 
 /// An error and what caused it, in one line.
@@ -185,6 +199,8 @@ fn shown(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     fn head(status: u16, headers: &[(&'static str, &str)]) -> http::response::Parts {
@@ -209,6 +225,34 @@ mod tests {
             Answer::No(Trouble::Busy { after, .. }) => Some(*after),
             Answer::Taken(_) | Answer::No(_) | Answer::Never(_) => None,
         }
+    }
+
+    /// Bytes that come before the request, or instead of an answer.
+    #[tokio::test]
+    async fn a_peer_of_another_protocol_is_told_of() {
+        const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+        for before in [true, false] {
+            let (ours, mut theirs) = tokio::io::duplex(1024);
+            let io = hyper_util::rt::TokioIo::new(ours);
+            let (mut sender, connection) = hyper::client::conn::http1::handshake(io).await.unwrap();
+            let connection = tokio::spawn(connection);
+            let error = if before {
+                theirs.write_all(SETTINGS).await.unwrap();
+                connection.await.unwrap().unwrap_err()
+            } else {
+                let request = http::Request::new(String::new());
+                let answer = tokio::spawn(sender.send_request(request));
+                theirs.read_u8().await.unwrap();
+                theirs.write_all(SETTINGS).await.unwrap();
+                answer.await.unwrap().unwrap_err()
+            };
+            let Trouble::Away(reason) = of_transport(&error) else {
+                panic!("{error}");
+            };
+            assert!(reason.ends_with("has a URL of grpc: or grpcs:"), "{reason}");
+        }
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        assert!(matches!(of_transport(&refused), Trouble::Away(line) if !line.contains("gRPC")));
     }
 
     #[test]
