@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use super::clock::TestClock;
-use super::tally::Tally;
+use super::tally::{self, Tally};
 use crate::build;
 use crate::cache::Cache;
 use crate::output::say;
@@ -25,6 +25,8 @@ const TESTS: &str = "/usr/bin/guest-tests";
 /// Kernels on which more is tried, as every field of the layout in a wrong place: the
 /// structures are those of 5.10 to 6.18 on the one, and the new ones on the other.
 const THOROUGH: [Label; 2] = [Label::V6_1, Label::V7_2];
+/// Of more tests than these that failed on a kernel, none is run a second time.
+const SECOND: usize = 3;
 /// What one guest may take.
 const DEADLINE: Duration = Duration::from_secs(25 * 60);
 
@@ -110,18 +112,12 @@ pub(super) fn run(
     let queue = Mutex::new(kernels.iter().copied().collect::<VecDeque<_>>());
     let done = Mutex::new(Vec::new());
     let next = || queue.lock().ok().and_then(|mut queue| queue.pop_front());
+    let which: Vec<&str> = filter.into_iter().collect();
     thread::scope(|scope| {
         for _ in 0..jobs.min(kernels.len()) {
             scope.spawn(|| {
                 while let Some(kernel) = next() {
-                    let mut clock = TestClock::default();
-                    let mut log = log(kernel).ok();
-                    let outcome = guest(kernel, &tests, filter).run(cache, &mut |bytes| {
-                        clock.observe(bytes);
-                        // For whoever wants to watch; the outcome has all of it.
-                        log = log.take().filter(|mut log| log.write_all(bytes).is_ok());
-                    });
-                    report(kernel, &outcome, &clock);
+                    let outcome = boot(cache, kernel, &tests, &which, "");
                     if let Ok(mut done) = done.lock() {
                         done.push((kernel, outcome));
                     }
@@ -134,9 +130,13 @@ pub(super) fn run(
         let name = format!("kernel {kernel}");
         match outcome {
             Ok(outcome) => {
-                tally.tests(&name, &outcome.text(), outcome.status() == 0);
-                let calm = outcome.kernel_warnings.is_empty();
-                tally.step(&format!("{name}: the kernel warned"), calm);
+                let text = outcome.text();
+                tally.tests(&name, &text, outcome.status() == 0);
+                calm(tally, &name, &outcome);
+                let failed = tally::failures(&text);
+                if (1..=SECOND).contains(&failed.len()) {
+                    again(cache, kernel, &tests, &failed, tally);
+                }
             }
             Err(error) => tally.step(&format!("{name}: {error:#}"), false),
         }
@@ -144,17 +144,60 @@ pub(super) fn run(
     Ok(())
 }
 
-/// A file that has what the guest prints as it comes.
-fn log(kernel: Label) -> Result<File> {
-    let folder = build::workspace().join("target/guests");
-    fs::create_dir_all(&folder)?;
-    Ok(File::create(folder.join(format!("{kernel}.log")))?)
+/// Runs what failed on `kernel` once more, now with nothing beside it: guests are mostly
+/// emulated, and two at once take time from each other. Where all of it passes, the
+/// failures are told as unsteady.
+fn again(cache: &Cache, kernel: Label, tests: &GuestFile, failed: &[&str], tally: &mut Tally) {
+    say!("kernel {kernel}: once more, alone: {}", failed.join(", "));
+    let mut which = vec!["--exact"];
+    which.extend(failed);
+    let name = format!("kernel {kernel}, alone");
+    match boot(cache, kernel, tests, &which, "-alone") {
+        Ok(outcome) => {
+            calm(tally, &name, &outcome);
+            if outcome.status() == 0 && tally::passed(&outcome.text()) == failed.len() as u64 {
+                tally.unsteady(&format!("kernel {kernel}"), failed);
+            }
+        }
+        Err(error) => tally.step(&format!("{name}: {error:#}"), false),
+    }
 }
 
-fn guest(kernel: Label, tests: &GuestFile, filter: Option<&str>) -> Guest {
+fn calm(tally: &mut Tally, name: &str, outcome: &Outcome) {
+    let calm = outcome.kernel_warnings.is_empty();
+    tally.step(&format!("{name}: the kernel warned"), calm);
+}
+
+/// Runs the tests `which` names on `kernel` and prints what they measured.
+fn boot(
+    cache: &Cache,
+    kernel: Label,
+    tests: &GuestFile,
+    which: &[&str],
+    run: &str,
+) -> Result<Outcome> {
+    let mut clock = TestClock::default();
+    let mut log = log(&format!("{kernel}{run}")).ok();
+    let outcome = guest(kernel, tests, which).run(cache, &mut |bytes| {
+        clock.observe(bytes);
+        // For whoever wants to watch; the outcome has all of it.
+        log = log.take().filter(|mut log| log.write_all(bytes).is_ok());
+    });
+    report(kernel, &outcome, &clock);
+    outcome
+}
+
+/// A file that has what the guest prints as it comes.
+fn log(name: &str) -> Result<File> {
+    let folder = build::workspace().join("target/guests");
+    fs::create_dir_all(&folder)?;
+    Ok(File::create(folder.join(format!("{name}.log")))?)
+}
+
+fn guest(kernel: Label, tests: &GuestFile, which: &[&str]) -> Guest {
     // One after the other: they remove ip_vs, or fill the machine.
     let mut command = vec![TESTS, "--test-threads=1", "--nocapture"];
-    command.extend(filter);
+    command.extend(which);
     let mut tools = Vec::new();
     if THOROUGH.contains(&kernel) {
         command.splice(0..0, ["env", "IPVS_GUARD_THOROUGH=1"]);

@@ -10,6 +10,7 @@ pub(crate) struct Tally {
     passed: u64,
     failed: u64,
     failures: Vec<String>,
+    unsteady: Vec<String>,
 }
 
 impl Tally {
@@ -26,20 +27,25 @@ impl Tally {
     /// The closing lines of Rust's test runner in `output`; a run without one,
     /// or one that counted no test, has failed.
     pub(crate) fn tests(&mut self, name: &str, output: &str, succeeded: bool) {
-        let (mut passed, mut failed) = (0, 0);
-        for line in output.lines() {
-            let Some(counts) = line.trim_start().strip_prefix("test result: ") else {
-                continue;
-            };
-            passed += count(counts, " passed");
-            failed += count(counts, " failed");
-        }
+        let (passed, failed) = (passed(output), sum(output, " failed"));
         self.passed += passed;
         self.failed += failed;
         if failed > 0 {
-            self.failures.push(format!("{name}: {failed} tests"));
+            self.failures.push(failed_tests(name, failed));
         } else if !succeeded || passed == 0 {
             self.step(&format!("{name}: did not run to its end"), false);
+        }
+    }
+
+    /// Tests of `name` that [`Tally::tests`] counted as failed, all of them, and that
+    /// passed when they ran once more.
+    pub(crate) fn unsteady(&mut self, name: &str, tests: &[&str]) {
+        self.failures
+            .retain(|failure| *failure != failed_tests(name, tests.len() as u64));
+        self.failed -= tests.len() as u64;
+        self.passed += tests.len() as u64;
+        for test in tests {
+            self.unsteady.push(format!("{name}: {test}"));
         }
     }
 
@@ -48,6 +54,9 @@ impl Tally {
         for failure in &self.failures {
             say!("failed: {failure}");
         }
+        for test in &self.unsteady {
+            say!("unsteady, failed once and passed alone: {test}");
+        }
         print_line(&format!("{} passed, {} failed", self.passed, self.failed));
         if self.failed == 0 {
             ExitCode::SUCCESS
@@ -55,6 +64,35 @@ impl Tally {
             ExitCode::FAILURE
         }
     }
+}
+
+fn failed_tests(name: &str, failed: u64) -> String {
+    format!("{name}: {failed} tests")
+}
+
+/// How many tests passed by the closing lines of Rust's test runner in `output`.
+pub(super) fn passed(output: &str) -> u64 {
+    sum(output, " passed")
+}
+
+/// The tests that Rust's test runner lists as failed at the end of `output`.
+pub(super) fn failures(output: &str) -> Vec<&str> {
+    let Some((before, _)) = output.rsplit_once("test result: FAILED") else {
+        return Vec::new();
+    };
+    let Some((_, list)) = before.rsplit_once("failures:") else {
+        return Vec::new();
+    };
+    list.split_whitespace().collect()
+}
+
+/// The sum of `what` over the closing lines in `output`.
+fn sum(output: &str, what: &str) -> u64 {
+    output
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("test result: "))
+        .map(|counts| count(counts, what))
+        .sum()
 }
 
 /// The number before `what` in "ok. 12 passed; 0 failed; …".
@@ -82,6 +120,21 @@ mod tests {
             false,
         );
         assert_eq!((tally.passed, tally.failed), (15, 2));
+    }
+
+    #[test]
+    fn what_passes_the_second_time_is_told_and_does_not_fail_the_run() {
+        let output = "failures:\n\nfailures:\n    a::b\n    c::d\n\n\
+                      test result: FAILED. 3 passed; 2 failed; 0 ignored";
+        assert_eq!(failures(output), ["a::b", "c::d"]);
+        assert_eq!(failures("test result: ok. 3 passed; 0 failed"), [""; 0]);
+        let mut tally = Tally::default();
+        tally.tests("kernel", output, false);
+        tally.tests("other", output, false);
+        tally.unsteady("kernel", &failures(output));
+        assert_eq!((tally.passed, tally.failed), (8, 2));
+        assert_eq!(tally.failures, ["other: 2 tests"]);
+        assert_eq!(tally.unsteady, ["kernel: a::b", "kernel: c::d"]);
     }
 
     #[test]
