@@ -39,6 +39,8 @@ pub enum LabError {
     Guard {
         /// What it said last.
         reason: String,
+        /// By its exit code.
+        kind: Kind,
     },
     /// A namespace.
     #[error(transparent)]
@@ -82,9 +84,9 @@ impl LabError {
             Self::Netlink(error) if error.is_privilege() => Kind::Privilege,
             Self::Sysctl(SysctlError::Privilege { .. }) => Kind::Privilege,
             Self::Missing { .. } => Kind::Missing,
+            Self::Guard { kind, .. } => *kind,
             Self::NoSuch { .. }
             | Self::Unhealthy { .. }
-            | Self::Guard { .. }
             | Self::NetNs(_)
             | Self::Netlink(_)
             | Self::Sysctl(_)

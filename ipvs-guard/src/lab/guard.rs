@@ -2,8 +2,12 @@
 //! node's namespace.
 
 use std::{
+    env,
     io::{self, BufRead as _, BufReader},
-    os::fd::{AsFd as _, AsRawFd as _},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::ffi::OsStrExt as _,
+    },
     process::{Child, Command, Stdio},
     thread,
 };
@@ -13,7 +17,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::LabError;
+use super::{Kind, LabError};
 use crate::netns::NetNs;
 
 /// A running guard; ended when dropped. Should the lab be killed, the pipe that
@@ -34,7 +38,19 @@ impl Guard {
             std::process::id(),
             node.as_fd().as_raw_fd()
         );
-        let mut child = Command::new("/proc/self/exe")
+        let mut command = Command::new("/proc/self/exe");
+        // What the environment says is meant for the node's agent: its configuration, its
+        // address of metrics, its service manager.
+        for (name, _) in env::vars_os() {
+            let name_is = |prefix: &str| name.as_bytes().starts_with(prefix.as_bytes());
+            if ["IPVS_GUARD_", "NOTIFY_SOCKET", "WATCHDOG_"]
+                .into_iter()
+                .any(name_is)
+            {
+                command.env_remove(&name);
+            }
+        }
+        let mut child = command
             .args(["enforce", "--action", action, "--format", "json"])
             .args(["--netns", &netns])
             .stdin(Stdio::null())
@@ -43,10 +59,11 @@ impl Guard {
             .spawn()
             .map_err(io("starting the guard"))?;
         let (out, err) = (child.stdout.take(), child.stderr.take());
-        let guard = Self(child);
+        let mut guard = Self(child);
         let (Some(mut out), Some(err)) = (out, err) else {
             return Err(LabError::Guard {
                 reason: "it has no standard output".into(),
+                kind: Kind::Internal,
             });
         };
         thread::spawn(move || io::copy(&mut out, &mut io::sink()));
@@ -60,7 +77,15 @@ impl Guard {
             }
             last = line;
         }
-        Err(LabError::Guard { reason: last })
+        let status = guard.0.wait().map_err(io("waiting for the guard"))?;
+        Err(LabError::Guard {
+            reason: last.trim_start_matches("ipvs-guard: ").to_owned(),
+            kind: match status.code() {
+                Some(3) => Kind::Privilege,
+                Some(4) => Kind::Missing,
+                _ => Kind::Internal,
+            },
+        })
     }
 }
 
