@@ -8,7 +8,7 @@ use ipvs_guard_common::{
     addr::Endpoint,
     filter::Filter,
     guard::{FlowKey, SURE_LIFE_NS},
-    state::ConnState,
+    state::{ConnState, Forwarding},
 };
 
 use crate::netlink::{
@@ -22,23 +22,38 @@ const SECOND: u64 = 1_000_000_000;
 /// held back from the first moment.
 const SETTLED_NS: u64 = 300_000_000;
 
-/// Destinations of weight 0, with the time their drain began (`CLOCK_MONOTONIC`,
-/// nanoseconds).
+/// A destination of weight 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Drain {
+    /// When it began (`CLOCK_MONOTONIC`, nanoseconds).
+    since: u64,
+    forwarding: Forwarding,
+}
+
+/// Destinations of weight 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Draining {
-    by_address: HashMap<(SocketAddr, SocketAddr), u64>,
+    by_address: HashMap<(SocketAddr, SocketAddr), Drain>,
     /// Of services by firewall mark: the table does not tell an entry's mark.
-    by_mark: HashMap<SocketAddr, u64>,
+    by_mark: HashMap<SocketAddr, Drain>,
 }
 
 impl Draining {
-    pub(super) fn add(&mut self, service: &ServiceId, destination: SocketAddr, since: u64) {
+    /// `destination` of `service` drains `since` then.
+    pub(super) fn add(
+        &mut self,
+        service: &ServiceId,
+        destination: SocketAddr,
+        forwarding: Forwarding,
+        since: u64,
+    ) {
+        let drain = Drain { since, forwarding };
         match service {
             ServiceId::Address { address, .. } => {
-                self.by_address.insert((*address, destination), since);
+                self.by_address.insert((*address, destination), drain);
             }
             ServiceId::Fwmark { .. } => {
-                self.by_mark.insert(destination, since);
+                self.by_mark.insert(destination, drain);
             }
         }
     }
@@ -72,11 +87,12 @@ impl Draining {
 
     fn since_all(&self) -> impl Iterator<Item = u64> {
         let marks = self.by_mark.values();
-        self.by_address.values().chain(marks).copied()
+        let drains = self.by_address.values().chain(marks);
+        drains.map(|drain| drain.since)
     }
 
-    /// When the drain of an entry's destination began.
-    fn since(&self, entry: &ConnEntry) -> Option<u64> {
+    /// The drain of an entry's destination.
+    fn of(&self, entry: &ConnEntry) -> Option<Drain> {
         let any_port = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
         let exact = (entry.service, entry.destination);
         let of_all_ports = (any_port(entry.service), any_port(entry.destination));
@@ -116,6 +132,8 @@ pub(super) struct Planned {
     pub(super) deadline: u64,
     pub(super) not_before: u64,
     pub(super) state: ConnState,
+    /// That of the destination: the table does not tell the entry's.
+    pub(super) forwarding: Forwarding,
 }
 
 /// What an entry's stale flow comes to, if it is one; the table was read at `now`
@@ -150,7 +168,7 @@ pub(super) fn flow(
         | ConnState::SynAck
         | ConnState::Listen => return None,
     };
-    let since = draining.since(entry)?;
+    let drain = draining.of(entry)?;
     let key = FlowKey {
         client: endpoint(entry.client),
         vip: endpoint(entry.service),
@@ -166,8 +184,9 @@ pub(super) fn flow(
         key,
         dest,
         deadline: now + left,
-        not_before: since.saturating_add(grace_ns),
+        not_before: drain.since.saturating_add(grace_ns),
         state,
+        forwarding: drain.forwarding,
     })
 }
 
@@ -222,8 +241,8 @@ fn is_due(
     let admitted = filter.client.admits(&endpoint(entry.client))
         && filter.vip.admits(&endpoint(entry.service))
         && filter.dest.admits(&endpoint(entry.destination));
-    let since = draining.since(entry);
-    admitted && since.is_some_and(|since| since.saturating_add(grace_ns) <= now)
+    let drain = draining.of(entry);
+    admitted && drain.is_some_and(|drain| drain.since.saturating_add(grace_ns) <= now)
 }
 
 /// As the maps have it.
@@ -254,7 +273,12 @@ mod tests {
     fn draining() -> Draining {
         let mut draining = Draining::default();
         let entry = entry(ConnState::TimeWait, 0);
-        draining.add(&ServiceId::tcp(entry.service), entry.destination, 7);
+        draining.add(
+            &ServiceId::tcp(entry.service),
+            entry.destination,
+            Forwarding::Dr,
+            7,
+        );
         draining
     }
 
@@ -277,7 +301,12 @@ mod tests {
         assert_eq!(draining.next_due(0, due), None);
         let other = entry(ConnState::TimeWait, 0);
         let elsewhere = "198.51.100.9:8080".parse().unwrap();
-        draining.add(&ServiceId::tcp(other.service), elsewhere, due);
+        draining.add(
+            &ServiceId::tcp(other.service),
+            elsewhere,
+            Forwarding::Masq,
+            due,
+        );
         assert_eq!(draining.next_due(0, due), Some(SETTLED_NS));
         assert!(!draining.any_due(2 * SETTLED_NS, due));
     }
@@ -299,6 +328,7 @@ mod tests {
                 "{state:?}"
             );
             assert!(planned.is_none_or(|flow| flow.not_before == 10));
+            assert!(planned.is_none_or(|flow| flow.forwarding == Forwarding::Dr));
         }
     }
 
@@ -381,6 +411,7 @@ mod tests {
         all_ports.add(
             &ServiceId::tcp(any(time_wait.service)),
             any(time_wait.destination),
+            Forwarding::Masq,
             1,
         );
         assert!(planned(&time_wait, &all_ports, Reschedules::default()).is_some());
@@ -389,7 +420,7 @@ mod tests {
             mark: 1,
             family: crate::netlink::ipvs::Family::Inet,
         };
-        marked.add(&mark, time_wait.destination, 1);
+        marked.add(&mark, time_wait.destination, Forwarding::Tun, 1);
         assert!(planned(&time_wait, &marked, Reschedules::default()).is_some());
     }
 }

@@ -250,7 +250,7 @@ impl Scanner {
                 since.insert(key, began);
                 if in_scope {
                     found.draining += 1;
-                    draining.add(&id, destination.address, began);
+                    draining.add(&id, destination.address, destination.forwarding, began);
                 }
             }
         }
@@ -446,6 +446,7 @@ impl Scanner {
             generation,
             dest: planned.dest,
             state: planned.state as u32,
+            conn_flags: planned.forwarding as u32,
             ..Flow::default()
         };
         let noted = self.noted.get(&planned.key).is_some_and(|noted| {

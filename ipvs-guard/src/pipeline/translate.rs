@@ -111,6 +111,8 @@ impl Translator {
             .ok()
             .and_then(ConnState::from_raw);
         event.weight = Some(0);
+        // One that is removed takes its flows along.
+        event.available = Some(true);
         event.forwarding = Forwarding::from_flags(turned.conn_flags);
         event.netns = Some(turned.netns);
         event
