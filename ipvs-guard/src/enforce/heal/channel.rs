@@ -62,7 +62,7 @@ const LOOK: Duration = Duration::from_micros(200);
 pub(super) enum ChannelError {
     /// The node's own.
     #[error(
-        "a backup sync daemon runs on {0} (ipvsadm --list-daemon): there can be one, and it is \
+        "a backup sync daemon runs on {0} (ipvsadm -L --daemon): there can be one, and it is \
          not ours to use"
     )]
     Foreign(String),
