@@ -90,9 +90,11 @@ enum Next {
 /// # Errors
 /// [`Failure`] when the agent cannot work here.
 pub async fn run(settings: Settings, sinks: Vec<Sink>) -> Result<(), Failure> {
-    preflight::check_features()?;
-    preflight::check_privileges()?;
+    // What the user gave first, then what the user can do about it, then the kernel.
     preflight::check_btf(settings.btf.as_deref())?;
+    preflight::check_proc()?;
+    preflight::check_privileges()?;
+    preflight::check_features()?;
     let clock = Clock::read().context("clock_gettime")?;
     let host = nix::unistd::gethostname().context("gethostname")?;
     let host = host.to_string_lossy().into_owned().into();

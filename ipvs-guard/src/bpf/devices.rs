@@ -48,17 +48,19 @@ struct Attached {
 /// program there would cost every packet of calm times for nothing.
 pub struct Devices {
     attached: BTreeMap<String, Attached>,
+    /// Nothing is ever answered or dropped: TC on the way in serves, to see who lives.
+    listens: bool,
     egress: bool,
     macs: HashMap<MapData, u32, [u8; 8]>,
 }
 
 impl Devices {
-    /// None yet.
+    /// None yet. Where it only `listens` there is neither XDP nor a program on the way out.
     ///
     /// # Errors
     /// [`BpfError`] when the kernel refuses the programs, or this build has no map
     /// for the devices' addresses.
-    pub fn new(loaded: &mut Loaded) -> Result<Self, BpfError> {
+    pub fn new(loaded: &mut Loaded, listens: bool) -> Result<Self, BpfError> {
         // What the kernel refuses here it refuses for every device.
         for program in [INGRESS, EGRESS, INGRESS_BARE, EGRESS_BARE] {
             loaded.classifier(program)?;
@@ -67,6 +69,7 @@ impl Devices {
             .map_err(|error| BpfError::Load(error.into()))?;
         Ok(Self {
             attached: BTreeMap::new(),
+            listens,
             egress: false,
             macs,
         })
@@ -142,13 +145,15 @@ impl Devices {
                 Err(error) => return Err(format!("qdisc clsact: {}", full(&error))),
             };
         }
-        // Even where it is taken off again: that it can be put on is known then.
-        put_out(loaded, &device.name, attached)?;
-        if !self.egress {
-            take_out(loaded, attached);
+        if !self.listens {
+            // Even where it is taken off again: that it can be put on is known then.
+            put_out(loaded, &device.name, attached)?;
+            if !self.egress {
+                take_out(loaded, attached);
+            }
         }
         let mut refused = None;
-        if let (true, Some(mac)) = (may_run_xdp(device), device.mac) {
+        if let (true, Some(mac)) = (!self.listens && may_run_xdp(device), device.mac) {
             match loaded
                 .xdp(XDP)
                 .map_err(text)?
@@ -181,6 +186,7 @@ impl Devices {
     /// Watches the way out of every device, or no more. Returns the devices where
     /// it could not be done, and why.
     pub fn set_egress(&mut self, loaded: &mut Loaded, wanted: bool) -> Vec<(String, String)> {
+        let wanted = wanted && !self.listens;
         self.egress = wanted;
         let mut failed = Vec::new();
         for (name, attached) in &mut self.attached {

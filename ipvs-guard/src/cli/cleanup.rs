@@ -1,6 +1,9 @@
 //! `ipvs-guard cleanup`.
 
-use super::{enforce::enter, print};
+use super::{
+    enforce::{enter, one_namespace},
+    print,
+};
 use crate::{
     enforce::{Lock, LockError, sweep},
     failure::Failure,
@@ -22,6 +25,13 @@ pub(super) struct Args {
         env = "IPVS_GUARD_NETNS"
     )]
     netns: Scope,
+}
+
+impl Args {
+    /// Whether the values serve.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        one_namespace(&self.netns)
+    }
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {

@@ -49,8 +49,8 @@ fn refusal(matches: &clap::ArgMatches) -> Option<String> {
     let checked = match Cli::from_arg_matches(matches).ok()?.command {
         Command::Watch(args) => args.check(),
         Command::Enforce(args) => args.check(),
-        Command::Cleanup(_)
-        | Command::Lab(_)
+        Command::Cleanup(args) => args.check(),
+        Command::Lab(_)
         | Command::Config(_)
         | Command::Schema(_)
         | Command::Completions(_)

@@ -6,7 +6,7 @@ use ipvs_guard_common::state::ConnState;
 
 use super::stream;
 use crate::{
-    enforce::{Action, Lock, LockError, Settings, sweep},
+    enforce::{Action, Lock, LockError, Settings, check_interfaces, sweep},
     failure::Failure,
     netns::NetNs,
     preflight, privilege,
@@ -41,7 +41,7 @@ pub(super) struct Args {
     action: Action,
 
     /// Say what would be done, and do nothing
-    #[arg(long, env = "IPVS_GUARD_DRY_RUN")]
+    #[arg(long, value_parser = settings::switch(), env = "IPVS_GUARD_DRY_RUN")]
     dry_run: bool,
 
     /// Only on these devices; all that carry traffic of IPVS when not given, and
@@ -72,7 +72,7 @@ pub(super) struct Args {
     /// With --action heal: let persistence templates of destinations of weight 0 end,
     /// too, so that their clients are scheduled anew; such a client loses its server
     /// for good
-    #[arg(long, env = "IPVS_GUARD_HEAL_PERSISTENT")]
+    #[arg(long, value_parser = settings::switch(), env = "IPVS_GUARD_HEAL_PERSISTENT")]
     heal_persistent: bool,
 
     /// Act on entries in these states only, as ipvsadm -Lnc names them (TIME_WAIT,
@@ -129,9 +129,7 @@ impl Args {
                 "--heal-persistent: templates end with --action heal only; add it".into(),
             ));
         }
-        if matches!(self.netns, Scope::All) {
-            return Err(every_namespace());
-        }
+        one_namespace(&self.netns)?;
         self.stream.check()
     }
 }
@@ -152,18 +150,24 @@ pub(super) fn run(args: Args) -> Result<(), Failure> {
         stream,
     } = args;
     let exports = stream.open_exports()?;
-    enter(&netns)?;
-    preflight::check_features()?;
+    stream.check_files()?;
+    preflight::check_proc()?;
     preflight::check_privileges()?;
+    preflight::check_features()?;
+    enter(&netns)?;
+    check_interfaces(&interface)?;
     let _lock = Lock::take().map_err(|error| match error {
         LockError::Taken => Failure::Negative(format!("{error}; end that one first")),
         LockError::Io(_) => Failure::Internal(error.into()),
     })?;
-    for leftover in sweep().map_err(|error| Failure::Internal(error.into()))? {
-        say(format_args!(
-            "ipvs-guard: removed {} from {}: an agent was killed here",
-            leftover.program, leftover.device
-        ));
+    // A dry run changes nothing, leftovers included: they let everything pass.
+    if !dry_run {
+        for leftover in sweep().map_err(|error| Failure::Internal(error.into()))? {
+            say(format_args!(
+                "ipvs-guard: removed {} from {}: an agent was killed here",
+                leftover.program, leftover.device
+            ));
+        }
     }
     privilege::confine();
     let states = if state.is_empty() {
@@ -204,6 +208,14 @@ pub(super) fn enter(scope: &Scope) -> Result<(), Failure> {
             Failure::Internal(error.into())
         }
     })
+}
+
+/// Whether `scope` is one namespace.
+pub(super) fn one_namespace(scope: &Scope) -> Result<(), Failure> {
+    match scope {
+        Scope::All => Err(every_namespace()),
+        Scope::Own | Scope::Path(_) => Ok(()),
+    }
 }
 
 fn every_namespace() -> Failure {

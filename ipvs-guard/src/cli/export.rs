@@ -38,7 +38,7 @@ pub(super) struct Args {
 
     /// Hand the events to journald as well, each key as a field: journalctl
     /// IPVS_EVENT_NAME=ipvs.stale_reuse
-    #[arg(long, env = "IPVS_GUARD_JOURNALD")]
+    #[arg(long, value_parser = settings::switch(), env = "IPVS_GUARD_JOURNALD")]
     journald: bool,
 
     /// Serve /metrics for Prometheus, /healthz and /readyz over HTTP on this address of
@@ -60,6 +60,15 @@ pub(super) struct Exports {
 }
 
 impl Args {
+    /// Whether the receivers can be such.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        // No value parser: its refusal would show what is secret in a URL.
+        match &self.otlp {
+            Some(url) => otlp::check(url).map_err(|error| not_taken(&of_otlp(url), &error)),
+            None => Ok(()),
+        }
+    }
+
     /// Starts what was asked for. To be called before another namespace is entered: its
     /// receivers are out of reach from there, and nobody could reach its socket.
     pub(super) fn open(&self) -> Result<Exports, Failure> {
@@ -89,13 +98,21 @@ impl Args {
 }
 
 fn otlp_sink(url: &str) -> Result<Sink, Failure> {
-    let what = format!("--otlp {}", otlp::shown(url));
-    let refused = |error: String| Failure::Usage(format!("{what}: {error}"));
+    let what = of_otlp(url);
+    let refused = |error: String| not_taken(&what, &error);
     let options = otlp::Options::from_env(|name| env::var(name).ok()).map_err(refused)?;
     let endpoint = options.endpoint(url).map_err(refused)?;
     let host = nix::unistd::gethostname().context("gethostname")?;
     let receiver = Otlp::new(endpoint, options, &host.to_string_lossy()).map_err(refused)?;
     Ok(Sink::hand_to("sink.otlp", what, receiver).context("starting the sink")?)
+}
+
+fn of_otlp(url: &str) -> String {
+    format!("--otlp {}", otlp::shown(url))
+}
+
+fn not_taken(what: &str, error: &str) -> Failure {
+    Failure::Usage(format!("{what}: {error}"))
 }
 
 fn syslog_sink(target: SyslogTarget) -> Result<Sink, Failure> {
@@ -105,8 +122,7 @@ fn syslog_sink(target: SyslogTarget) -> Result<Sink, Failure> {
     {
         log::warn!("{what}: this is journald's, which does not read RFC 5424; use --journald");
     }
-    let receiver =
-        Syslog::new(target).map_err(|error| Failure::Usage(format!("{what}: {error}")))?;
+    let receiver = Syslog::new(target).map_err(|error| not_taken(&what, &error.to_string()))?;
     Ok(Sink::hand_to("sink.syslog", what, receiver).context("starting the sink")?)
 }
 
@@ -115,7 +131,7 @@ fn syslog_sink(target: SyslogTarget) -> Result<Sink, Failure> {
 pub(super) struct NameArgs {
     /// Add the names of Kubernetes services, namespaces, pods and nodes to events; the
     /// API server is that of KUBECONFIG or of the pod's service account, and may be away
-    #[arg(long, env = "IPVS_GUARD_KUBE")]
+    #[arg(long, value_parser = settings::switch(), env = "IPVS_GUARD_KUBE")]
     kube: bool,
 
     /// Add the names in this TOML file to events; read anew on SIGHUP, and wins over

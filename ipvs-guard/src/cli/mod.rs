@@ -100,12 +100,15 @@ impl From<Failure> for Stop {
 
 fn parse(args: &[OsString]) -> Result<Cli, Stop> {
     let mut command = Cli::command();
-    // That one is about a file, and must not fail by it.
-    let checks = command
-        .clone()
-        .try_get_matches_from(args)
-        .is_ok_and(|matches| matches.subcommand_name() == Some("config"));
-    if let Some(path) = settings::path_from(args).filter(|_| !checks) {
+    // These take nothing from a file, and must not fail by one; nor must help.
+    let bare = match command.clone().try_get_matches_from(args) {
+        Ok(matches) => matches!(
+            matches.subcommand_name(),
+            Some("config" | "schema" | "completions" | "man")
+        ),
+        Err(error) => !error.use_stderr(),
+    };
+    if let Some(path) = settings::path_from(args).filter(|_| !bare) {
         command = settings::apply(command, &path).map_err(|e| Failure::Usage(e.to_string()))?;
     }
     command
@@ -122,7 +125,7 @@ fn parse(args: &[OsString]) -> Result<Cli, Stop> {
             Stop::Failed(Failure::Usage(settings::with_origin(
                 &Cli::command(),
                 args,
-                settings::one_line(&error),
+                settings::one_line(&error, settings::section(&Cli::command(), args)),
                 refused.as_ref(),
             )))
         })

@@ -21,6 +21,7 @@ use crate::{
     event::Class,
     failure::Failure,
     metrics::{self, Metrics, Server},
+    preflight,
     settings::{self, Client, Target},
     sink::{Human, Json, LogFile, Rotation, Sink},
 };
@@ -81,7 +82,7 @@ pub(super) struct Args {
 
     /// Follow each SYN through ip_vs_in, its lookup and its verdict, and time it;
     /// costs two more probes and two return probes a packet
-    #[arg(long, env = "IPVS_GUARD_TRACE")]
+    #[arg(long, value_parser = settings::switch(), env = "IPVS_GUARD_TRACE")]
     trace: bool,
 
     /// Write the events to this file as well, one JSON object a line; opened anew on
@@ -95,7 +96,6 @@ pub(super) struct Args {
         long,
         value_name = "SIZE",
         value_parser = settings::size,
-        requires = "output",
         env = "IPVS_GUARD_ROTATE_SIZE"
     )]
     rotate_size: Option<u64>,
@@ -132,11 +132,23 @@ enum Form {
 impl Args {
     /// Whether the values go together.
     pub(super) fn check(&self) -> Result<(), Failure> {
+        self.export.check()?;
+        if self.rotate_size.is_some() && self.output.is_none() {
+            return Err(Failure::Usage(
+                "--rotate-size: it is the file of --output that is renamed; add --output FILE"
+                    .into(),
+            ));
+        }
         classes(self.events.clone(), self.trace)?;
         rules("--vip", self.vip.clone())?;
         rules("--client", self.client.clone())?;
         rules("--dest", self.dest.clone())?;
         Ok(())
+    }
+
+    /// Whether the files serve that are only read once ip_vs is there.
+    pub(super) fn check_files(&self) -> Result<(), Failure> {
+        preflight::check_btf(self.btf.as_deref())
     }
 
     /// What is handed to other programs, from the network namespace of now.
@@ -291,8 +303,11 @@ fn stdout_sink(format: Option<Form>, many_namespaces: bool) -> Result<Sink, Fail
 
 fn file_sink(path: &Path, rotation: Rotation, reopen: Arc<AtomicBool>) -> Result<Sink, Failure> {
     let what = format!("--output {}", path.display());
-    let file = LogFile::open(path, rotation, reopen)
-        .map_err(|error| Failure::Usage(format!("{what}: {error}")))?;
+    let file = LogFile::open(path, rotation, reopen).map_err(|error| {
+        Failure::Usage(format!(
+            "{what}: {error}; give a file in a folder that is there and may be written"
+        ))
+    })?;
     Ok(Sink::start("sink.file", what, Json, file).context("starting the sink")?)
 }
 

@@ -31,6 +31,7 @@ impl Args {
 }
 
 pub(super) fn run(args: Args) -> Result<(), Failure> {
+    args.check()?;
     let Args { stream, netns } = args;
     let exports = stream.open_exports()?;
     let inode = netns.inode()?;

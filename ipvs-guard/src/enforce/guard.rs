@@ -168,7 +168,7 @@ impl Guard {
             Duration::ZERO
         };
         let mut guard = Self {
-            devices: Devices::new(loaded).map_err(internal)?,
+            devices: Devices::new(loaded, settings.dry_run).map_err(internal)?,
             // Before the first listing: nothing that comes in between is missed.
             monitor: LinkMonitor::open().map_err(|error| Failure::Internal(error.into()))?,
             routes: RouteSocket::open().map_err(|error| Failure::Internal(error.into()))?,
@@ -196,15 +196,7 @@ impl Guard {
             .routes
             .devices()
             .map_err(|error| Failure::Internal(error.into()))?;
-        for name in &self.settings.interfaces {
-            if !present.iter().any(|device| device.name == *name) {
-                let names: Vec<&str> = present.iter().map(|d| d.name.as_str()).collect();
-                return Err(Failure::Usage(format!(
-                    "--interface {name}: no such device in this network namespace; there are {}",
-                    names.join(", ")
-                )));
-            }
-        }
+        all_there(&self.settings.interfaces, &present)?;
         if self.healer.is_some() {
             // A SYN that leaves unmet and is answered may not be sent once more: the
             // way out is always watched.
@@ -241,7 +233,10 @@ impl Guard {
     }
 
     fn wants(&self, device: &Device) -> bool {
-        if is_ours(&device.name) {
+        // A dry run has no use for programs that only see who answers, where that is not
+        // asked for.
+        let idle = self.settings.dry_run && self.settings.acts_unless().is_zero();
+        if is_ours(&device.name) || idle {
             return false;
         }
         if self.settings.interfaces.is_empty() {
@@ -340,7 +335,9 @@ impl Guard {
             (Wanted::Reset, true) => "dry run of reset",
         };
         let names: Vec<&str> = self.devices.names().collect();
-        if names.is_empty() {
+        if names.is_empty() && self.settings.dry_run {
+            action.to_owned()
+        } else if names.is_empty() {
             format!("{action}, on devices as they come")
         } else {
             format!("{action} on {}", names.join(", "))
@@ -413,7 +410,7 @@ impl Guard {
 
     /// Watches the way out of the devices while destinations drain.
     pub fn follow_drains(&mut self, loaded: &mut Loaded) {
-        if self.healer.is_some() {
+        if self.healer.is_some() || self.settings.dry_run {
             return;
         }
         if !self.heart.is_calm() {
@@ -527,6 +524,34 @@ impl Guard {
         self.devices.clear(loaded);
         if let Some(healer) = &self.healer {
             healer.channel.close();
+        }
+    }
+}
+
+/// Whether all of `--interface` are there: told at once, not when ip_vs comes.
+///
+/// # Errors
+/// [`Failure::Usage`] naming the first that is not, and those that are.
+pub fn check_interfaces(names: &[String]) -> Result<(), Failure> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let present = RouteSocket::open()
+        .and_then(|mut routes| routes.devices())
+        .map_err(|error| Failure::Internal(error.into()))?;
+    all_there(names, &present)
+}
+
+fn all_there(names: &[String], present: &[Device]) -> Result<(), Failure> {
+    let is_there = |name: &&String| present.iter().any(|device| device.name == **name);
+    match names.iter().find(|name| !is_there(name)) {
+        None => Ok(()),
+        Some(name) => {
+            let present: Vec<&str> = present.iter().map(|d| d.name.as_str()).collect();
+            Err(Failure::Usage(format!(
+                "--interface {name}: no such device in this network namespace; there are {}",
+                present.join(", ")
+            )))
         }
     }
 }

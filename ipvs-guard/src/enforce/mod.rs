@@ -17,7 +17,7 @@ use ipvs_guard_common::guard::{self as abi, Policy};
 use crate::event;
 
 pub use self::{
-    guard::Guard,
+    guard::{Guard, check_interfaces},
     leftovers::{Leftover, sweep},
     lock::{Lock, LockError},
     tally::{Healed, Tally},

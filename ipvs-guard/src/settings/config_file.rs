@@ -31,9 +31,12 @@ pub struct ConfigError {
 impl ConfigError {
     /// Where in the file and what, without the file.
     pub fn told(&self) -> String {
+        // One line, whatever a key or a value has in it.
+        let fault = self.fault.to_string();
+        let fault = fault.split_whitespace().collect::<Vec<_>>().join(" ");
         match self.line {
-            Some(line) => format!("line {line}: {}", self.fault),
-            None => self.fault.to_string(),
+            Some(line) => format!("line {line}: {fault}"),
+            None => fault,
         }
     }
 }
@@ -327,7 +330,7 @@ impl File<'_> {
             let error = command.try_get_matches_from(args).err()?;
             let (flag, _) = super::refused(&error)?;
             (flag == name).then(|| {
-                let reason = super::one_line(&error);
+                let reason = super::one_line(&error, Some(owner).filter(|owner| !owner.is_empty()));
                 self.fault(self.line(item), Fault::Value(name.into(), reason))
             })
         };

@@ -28,8 +28,9 @@ pub fn refused(error: &clap::Error) -> Option<(String, String)> {
     ))
 }
 
-/// clap's text without its paragraphs: what is wrong, then where to look.
-pub fn one_line(error: &clap::Error) -> String {
+/// clap's text without its paragraphs: what is wrong, then where to look, in the help
+/// of the command `section` where there is one.
+pub fn one_line(error: &clap::Error, section: Option<&str>) -> String {
     let text = error.render().to_string();
     let mut parts: Vec<String> = Vec::new();
     for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -40,7 +41,11 @@ pub fn one_line(error: &clap::Error) -> String {
             .trim_start_matches("error: ")
             .trim_start_matches("tip: ");
         if let Some(help) = line.strip_prefix("For more information, try ") {
-            parts.push(format!("see ipvs-guard {}", help.trim_matches(['\'', '.'])));
+            let help = help.trim_matches(['\'', '.']);
+            let section = section
+                .map(|section| format!("{section} "))
+                .unwrap_or_default();
+            parts.push(format!("see ipvs-guard {section}{help}"));
         } else if let Some(open) = parts.last_mut().filter(|part| part.ends_with(':')) {
             open.push(' ');
             open.push_str(line);
@@ -103,14 +108,18 @@ fn with_origin_in(
     {
         return format!("{name}: {line}");
     }
-    let section = command
-        .get_subcommands()
-        .map(Command::get_name)
-        .find(|name| args.iter().skip(1).any(|arg| arg == name));
-    match config_file::place(args, section, flag) {
+    match config_file::place(args, section(command, args), flag) {
         Some(place) => format!("{place}: {line}"),
         None => line,
     }
+}
+
+/// The command that `args` ask for.
+pub fn section<'a>(command: &'a Command, args: &[OsString]) -> Option<&'a str> {
+    command
+        .get_subcommands()
+        .map(Command::get_name)
+        .find(|name| args.iter().skip(1).any(|arg| arg == name))
 }
 
 /// What the command line gives to `flag`; an empty text where it stands alone.

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use clap::builder::BoolishValueParser;
 use log::LevelFilter;
 
 /// A year and a day: an end further off is none, and no clock overflows.
@@ -66,6 +67,11 @@ pub fn size(text: &str) -> Result<u64, String> {
         Ok(_) => Err("no bytes at all; give some, or leave it out to never rotate".into()),
         Err(_) => Err("no size; give one such as 100MB or 64MiB".into()),
     }
+}
+
+/// Reads a switch's variable: true, 1, yes, y, on, t, and their opposites.
+pub fn switch() -> BoolishValueParser {
+    BoolishValueParser::new()
 }
 
 #[cfg(test)]

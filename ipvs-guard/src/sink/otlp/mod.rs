@@ -30,7 +30,7 @@ use tonic::{body::Body, metadata::MetadataMap};
 use self::url::Protocol;
 pub use self::{
     options::Options,
-    url::{Endpoint, shown},
+    url::{Endpoint, check, shown},
 };
 use super::{Receiver, Trouble, tls};
 use crate::event::Event;

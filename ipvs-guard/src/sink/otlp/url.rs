@@ -107,6 +107,14 @@ impl Endpoint {
     }
 }
 
+/// Whether `url` can be that of a receiver, whatever the environment says of protocols.
+///
+/// # Errors
+/// What is wrong with it, without what may be secret in it.
+pub fn check(url: &str) -> Result<(), String> {
+    Endpoint::new(url, None).map(drop)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
