@@ -2,25 +2,35 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    helpers::generated::bpf_clone_redirect,
+    helpers::{bpf_ktime_get_ns, generated::bpf_clone_redirect},
     programs::TcContext,
 };
 
 use super::parse::Span;
+use crate::maps::heart;
 
 /// Where the device's index is: in the second half of the Ethernet source.
 const INDEX: usize = 8;
+/// The error of who is too late.
+const ECANCELED: i32 = 125;
 /// A copy of a packet that the node itself sends to a group it has joined
 /// (`PACKET_LOOPBACK`).
 const LOOPED: u32 = 5;
 
-/// Gives back 0, or the error of `bpf_clone_redirect`.
+/// Gives back 0, or the error: that of `bpf_clone_redirect`, or [`ECANCELED`] once the
+/// heartbeat is over.
 #[inline(always)]
 pub(crate) fn run(ctx: &TcContext) -> i32 {
     let span = Span {
         start: ctx.data(),
         end: ctx.data_end(),
     };
+    // Whoever sends was held up: what it knew of the entry is old.
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    if heart().is_none_or(|heart| now >= heart.deadline) {
+        return -ECANCELED;
+    }
     let Some(index) = span.at::<[u8; 4]>(INDEX) else {
         return TC_ACT_SHOT;
     };

@@ -3,6 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use aya::maps::{HashMap, Map, MapData, MapError};
@@ -17,6 +18,7 @@ use super::{
     load::{BpfError, Loaded},
     run::Run,
 };
+use crate::clock::monotonic;
 
 type Bytes<const N: usize> = [u8; N];
 const ENDPOINT: usize = size_of::<Endpoint>();
@@ -139,6 +141,9 @@ fn done(map: &'static str, result: Result<(), MapError>) -> Result<(), GuardMapE
 /// kprobes on this CPU from running meanwhile.
 pub struct HeartMap {
     page: MmapRaw,
+    /// How often a beat came too late, and when the last of these did.
+    lapses: AtomicU64,
+    valid_from: AtomicU64,
     /// Keeps the map alive.
     _map: MapData,
 }
@@ -164,7 +169,12 @@ impl HeartMap {
                 map: NAME,
                 source,
             })?;
-        Ok(Self { page, _map: map })
+        Ok(Self {
+            page,
+            lapses: AtomicU64::new(0),
+            valid_from: AtomicU64::new(0),
+            _map: map,
+        })
     }
 
     fn word(&self, offset: usize) -> *mut u64 {
@@ -174,6 +184,11 @@ impl HeartMap {
 
     /// Lets the programs act until `deadline` (`CLOCK_MONOTONIC`, nanoseconds).
     pub fn beat(&self, deadline: u64) {
+        let (before, now) = (self.deadline(), monotonic());
+        if before != 0 && before <= now && deadline > now {
+            self.valid_from.store(now, Ordering::Relaxed);
+            self.lapses.fetch_add(1, Ordering::Relaxed);
+        }
         // SAFETY: aligned and within the page-aligned mapping; the kernel reads
         // whole words.
         unsafe {
@@ -182,14 +197,28 @@ impl HeartMap {
         }
     }
 
-    /// Whether the programs act.
-    pub fn beats(&self) -> bool {
+    fn deadline(&self) -> u64 {
         // SAFETY: as in `beat`.
-        let deadline = unsafe {
+        unsafe {
             self.word(std::mem::offset_of!(Heart, deadline))
                 .read_volatile()
-        };
-        crate::clock::monotonic() < deadline
+        }
+    }
+
+    /// Whether the programs act.
+    pub fn beats(&self) -> bool {
+        monotonic() < self.deadline()
+    }
+
+    /// How often a beat came after the deadline of the one before: everything passed in
+    /// between, and what was learnt before is old.
+    pub fn lapses(&self) -> u64 {
+        self.lapses.load(Ordering::Relaxed)
+    }
+
+    /// Since when no beat was late (`CLOCK_MONOTONIC`, nanoseconds).
+    pub fn valid_from(&self) -> u64 {
+        self.valid_from.load(Ordering::Relaxed)
     }
 
     /// [`Heart::drains_begun`].

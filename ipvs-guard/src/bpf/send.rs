@@ -7,12 +7,12 @@ use std::{
 
 use aya::programs::{
     TcAttachType,
-    tc::{self},
+    tc::{self, NlOptions, TcAttachOptions},
 };
 use ipvs_guard_common::guard::{GATE, SEND};
 
 use super::{
-    devices::{has_tcx, is_there},
+    devices::is_there,
     guard::{ONCE, runnable},
     load::{BpfError, Loaded, full},
 };
@@ -37,16 +37,17 @@ impl Sender {
         let refused = |error: &dyn std::error::Error| {
             BpfError::Load(format!("{GATE}: {}", full(error)).into())
         };
-        if !has_tcx() {
-            match tc::qdisc_add_clsact(device) {
-                Ok(()) => {}
-                Err(error) if is_there(&error) => {}
-                Err(error) => return Err(refused(&error)),
-            }
+        match tc::qdisc_add_clsact(device) {
+            Ok(()) => {}
+            Err(error) if is_there(&error) => {}
+            Err(error) => return Err(refused(&error)),
         }
+        // A filter on every kernel: it goes with the device. A link would go with this
+        // process, when it is killed a moment before the device does.
+        let filter = TcAttachOptions::Netlink(NlOptions::default());
         loaded
             .classifier(GATE)?
-            .attach(device, TcAttachType::Ingress)
+            .attach_with_options(device, TcAttachType::Ingress, filter)
             .map_err(|error| refused(&error))?;
         Ok(())
     }
@@ -55,7 +56,8 @@ impl Sender {
     /// are the device's index.
     ///
     /// # Errors
-    /// When the kernel refuses it: no such device, or it is down.
+    /// When the kernel refuses it: no such device, or it is down; ECANCELED when the
+    /// heartbeat is over.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         let (tried, _) = ONCE.on(self.0.as_fd(), frame)?;
         match tried.action {

@@ -259,6 +259,19 @@ impl Channel {
         Ok(last)
     }
 
+    /// Tells nothing but that there is a message.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub(super) fn ask(&self) -> Result<u32, ChannelError> {
+        self.lock().tell(&[])
+    }
+
+    /// Reports that the kernel side has lost so far: a SYN can be among them.
+    pub(super) fn losses(&self) -> u64 {
+        self.counters.get(Stat::RingFull) + self.counters.get(Stat::Unreadable)
+    }
+
     /// Number of the last message that the daemon has worked through.
     pub(super) fn heard(&self) -> u32 {
         let latest = self.counters.latest(Stat::Heard);
@@ -294,6 +307,11 @@ impl Channel {
     pub(super) fn deaf(&self) -> ChannelError {
         let mut inner = self.lock();
         inner.deaf = Some(Instant::now());
+        // What it still has before it would be told of late, when entries may be others.
+        inner.stop();
+        if let Some(device) = inner.foreign() {
+            return ChannelError::Foreign(device);
+        }
         ChannelError::Deaf(inner.device.clone())
     }
 
@@ -391,12 +409,7 @@ impl Inner {
                 Err(ChannelError::Refused)
             }
             Err(NetlinkError::Exists { .. }) => {
-                let device = self
-                    .ipvs
-                    .daemons()?
-                    .into_iter()
-                    .find(|daemon| daemon.role == DaemonRole::Backup)
-                    .map_or_else(|| "a device".to_owned(), |daemon| daemon.device);
+                let device = self.foreign().unwrap_or_else(|| "a device".to_owned());
                 Err(ChannelError::Foreign(device))
             }
             Err(error) => Err(error.into()),
@@ -416,12 +429,26 @@ impl Inner {
     }
 
     fn stop(&mut self) {
-        if self.running.take().is_some()
-            && let Err(error) = self.ipvs.stop_backup()
-        {
+        // Another may have ended ours and begun one of its own, as keepalived does when
+        // it starts: the kernel's command names none.
+        if self.running.take().is_none() || self.foreign().is_some() {
+            return;
+        }
+        if let Err(error) = self.ipvs.stop_backup() {
             // With ip_vs it went by itself.
             log::debug!("{error}");
         }
+    }
+
+    /// The device of a backup daemon that is not ours.
+    fn foreign(&mut self) -> Option<String> {
+        let daemons = self.ipvs.daemons().unwrap_or_default();
+        let mut backups = daemons
+            .into_iter()
+            .filter(|daemon| daemon.role == DaemonRole::Backup);
+        backups
+            .find(|daemon| daemon.device != self.device)
+            .map(|daemon| daemon.device)
     }
 }
 
