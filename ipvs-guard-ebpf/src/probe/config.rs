@@ -10,6 +10,8 @@ use ipvs_guard_common::{
     stats::Stat,
 };
 
+use network_types::ip::IpProto;
+
 use super::{enforce, prove};
 use crate::{
     emit::emit,
@@ -19,6 +21,9 @@ use crate::{
     },
     maps::{count, filter, is_prover, mode},
 };
+
+/// As `ip_vs_service.protocol` has it.
+const TCP: u16 = IpProto::Tcp as u16;
 
 #[inline(always)]
 pub(crate) fn update(ctx: &ProbeContext) {
@@ -106,7 +111,8 @@ fn report(
     if record.fwmark == 0 {
         svc.vip(&mut record.vip)?;
     }
-    if mode(ENFORCE) {
+    // Of other protocols nothing is enforced.
+    if mode(ENFORCE) && (record.fwmark != 0 || record.protocol == TCP) {
         match kind {
             Kind::DestUpdate => enforce::updated(dest, &record),
             _ => enforce::deleted(dest, &record),
