@@ -348,10 +348,13 @@ impl Agent {
                     }
                 }
                 () = overdue(due) => {
+                    // Before anything old is taken for new.
+                    if let Some(guard) = &mut guard {
+                        guard.beat();
+                    }
                     // What it waits for may be here already.
                     ring.drain(BURST, |bytes| take(&mut self.pipeline, guard.as_mut(), bytes));
                     if let Some(guard) = &mut guard {
-                        guard.beat();
                         while let Some((record, action)) = guard.overdue() {
                             self.pipeline.accept(&record, action);
                         }

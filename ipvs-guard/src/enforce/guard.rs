@@ -30,7 +30,7 @@ use super::{
 use crate::{
     bpf::{BpfError, Counters, Covered, Devices, GuardMaps, HeartMap, Loaded},
     clock::monotonic,
-    event::Action,
+    event::{Action, Transport},
     failure::Failure,
     netlink::route::{Device, LinkLayer, LinkMonitor, RouteSocket},
     say::say,
@@ -52,6 +52,13 @@ struct Healer {
     syns: Arc<SynNames>,
 }
 
+impl Drop for Healer {
+    /// However the agent ends: a daemon that stays would keep others out.
+    fn drop(&mut self) {
+        self.channel.close();
+    }
+}
+
 impl Healer {
     /// A pass that has read the entry of this SYN tells nothing of it.
     fn leave_alone(&self, syn: &SynRecord) {
@@ -67,6 +74,9 @@ impl Healer {
         let (Record::DestUpdate(change) | Record::DestDelete(change)) = record else {
             return;
         };
+        if change.fwmark == 0 && Transport::from_number(change.protocol) != Some(Transport::Tcp) {
+            return;
+        }
         self.targets
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -317,10 +327,21 @@ impl Guard {
     }
 
     /// Lets the programs act for a moment more.
-    pub fn beat(&self) {
-        if self.is_armed() {
-            let life = HEART.as_nanos() as u64;
-            self.heart.beat(monotonic().saturating_add(life));
+    pub fn beat(&mut self) {
+        if !self.is_armed() {
+            return;
+        }
+        let life = HEART.as_nanos() as u64;
+        let lapses = self.heart.lapses();
+        self.heart.beat(monotonic().saturating_add(life));
+        if self.heart.lapses() != lapses {
+            say(format_args!(
+                "ipvs-guard: held up for longer than {:.1} s: nothing was enforced meanwhile",
+                HEART.as_secs_f32()
+            ));
+            if let Some(healer) = &mut self.healer {
+                healer.rescues.give_up();
+            }
         }
     }
 
@@ -351,6 +372,10 @@ impl Guard {
         }
         match &record {
             Record::Stale(syn) if syn.header.has(Header::ARMED) && syn.header.has(Header::HELD) => {
+                if syn.header.time < self.heart.valid_from() {
+                    // Its repetition passed, and its entry may be a living connection's.
+                    return Some((record, Action::Failed));
+                }
                 let lost = self.healer.as_mut()?.rescues.held(*syn)?;
                 Some((Record::Stale(lost), Action::Failed))
             }
@@ -590,6 +615,7 @@ fn healer(
         targets,
         changed,
         persistent: settings.heal_persistent,
+        acts: false,
     };
     Ok((Some(healer), Some(healing)))
 }

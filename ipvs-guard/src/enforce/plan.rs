@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 
-use foldhash::HashMap;
+use foldhash::{HashMap, HashSet};
 use ipvs_guard_common::{
     addr::Endpoint,
     filter::Filter,
@@ -36,6 +36,9 @@ pub(super) struct Draining {
     by_address: HashMap<(SocketAddr, SocketAddr), Drain>,
     /// Of services by firewall mark: the table does not tell an entry's mark.
     by_mark: HashMap<SocketAddr, Drain>,
+    /// Destinations that do not drain in a service of an address, and in any at all.
+    living: HashSet<(SocketAddr, SocketAddr)>,
+    living_anywhere: HashSet<SocketAddr>,
 }
 
 impl Draining {
@@ -56,6 +59,15 @@ impl Draining {
                 self.by_mark.insert(destination, drain);
             }
         }
+    }
+
+    /// `destination` of `service` does not drain: its entries are healthy, although the same
+    /// real server may drain in another service.
+    pub(super) fn add_living(&mut self, service: &ServiceId, destination: SocketAddr) {
+        if let ServiceId::Address { address, .. } = service {
+            self.living.insert((*address, destination));
+        }
+        self.living_anywhere.insert(destination);
     }
 
     /// Each destination, once for every service that it drains in.
@@ -94,12 +106,29 @@ impl Draining {
     /// The drain of an entry's destination.
     fn of(&self, entry: &ConnEntry) -> Option<Drain> {
         let any_port = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
-        let exact = (entry.service, entry.destination);
-        let of_all_ports = (any_port(entry.service), any_port(entry.destination));
-        self.by_address
-            .get(&exact)
-            .or_else(|| self.by_address.get(&of_all_ports))
-            .or_else(|| self.by_mark.get(&entry.destination))
+        let of_all_ports = any_port(entry.destination);
+        // As the kernel looks for its service (`ip_vs_service_find`, 5.10 to 7.3): what is
+        // found first has it, draining or not.
+        for pair in [
+            (entry.service, entry.destination),
+            (any_port(entry.service), of_all_ports),
+        ] {
+            if let Some(drain) = self.by_address.get(&pair) {
+                return Some(*drain);
+            }
+            if self.living.contains(&pair) {
+                return None;
+            }
+        }
+        if self.by_mark.is_empty() {
+            return None;
+        }
+        // Which mark it had is not known: where it can be healthy it is taken for that.
+        let lives = |destination| self.living_anywhere.contains(destination);
+        let drain = self.by_mark.get(&entry.destination);
+        let drain = drain.or_else(|| self.by_mark.get(&of_all_ports));
+        drain
+            .filter(|_| !lives(&entry.destination) && !lives(&of_all_ports))
             .copied()
     }
 }
@@ -156,11 +185,14 @@ pub(super) fn flow(
     }
     let left = entry.expires * SECOND;
     let left = match state {
-        ConnState::TimeWait | ConnState::Close => left,
-        // They go on to states of their own times, CLOSE's being the shortest.
-        ConnState::Established | ConnState::FinWait | ConnState::CloseWait | ConnState::LastAck => {
-            left.min(SURE_LIFE_NS)
-        }
+        ConnState::Close => left,
+        // They go on to states of their own times, CLOSE's being the shortest: a reset
+        // brings each of them there.
+        ConnState::TimeWait
+        | ConnState::Established
+        | ConnState::FinWait
+        | ConnState::CloseWait
+        | ConnState::LastAck => left.min(SURE_LIFE_NS),
         // Half open: a SYN there may be the repetition of a healthy one.
         ConnState::None
         | ConnState::SynSent
@@ -216,6 +248,23 @@ pub(super) fn mendable(
     }
     let grace_ns = grace_ns.max(SETTLED_NS);
     is_due(entry, draining, filter, grace_ns, now).then_some(state)
+}
+
+/// A real server that sent something within this time may yet repeat it, in nanoseconds.
+pub(super) const SPEAKING_NS: u64 = 3 * SECOND;
+
+/// Whether the last packet of a closing entry may be less than a second old. IPVS goes by
+/// the packets that it has seen and not by their acknowledgement (`tcp_states`,
+/// ip_vs_proto_tcp.c, 5.10 to 7.3): the last of them may have been lost, and be sent again.
+pub(super) fn is_fresh(entry: &ConnEntry) -> bool {
+    let whole = match entry.state {
+        Some(ConnState::TimeWait) => 120,
+        Some(ConnState::LastAck) => 30,
+        // Nothing follows a reset.
+        _ => return false,
+    };
+    // Every packet sets the timer anew; the table shows whole seconds that are left.
+    (whole - 1..=whole).contains(&entry.expires)
 }
 
 /// Whether an entry is the persistence template of a destination of weight 0.
@@ -314,7 +363,8 @@ mod tests {
     #[test]
     fn a_flow_ends_no_later_than_its_entry_may() {
         for (state, expires, left) in [
-            (ConnState::TimeWait, 119, Some(119)),
+            (ConnState::TimeWait, 119, Some(10)),
+            (ConnState::TimeWait, 9, Some(9)),
             (ConnState::Close, 4, Some(4)),
             (ConnState::Established, 899, Some(10)),
             (ConnState::FinWait, 5, Some(5)),
@@ -422,5 +472,55 @@ mod tests {
         };
         marked.add(&mark, time_wait.destination, Forwarding::Tun, 1);
         assert!(planned(&time_wait, &marked, Reschedules::default()).is_some());
+    }
+
+    #[test]
+    fn a_real_server_drains_in_one_service_and_lives_in_another() {
+        let time_wait = entry(ConnState::TimeWait, 9);
+        let destination = time_wait.destination;
+        let any = |address: SocketAddr| SocketAddr::new(address.ip(), 0);
+        let drains =
+            |draining: &Draining| planned(&time_wait, draining, Reschedules::default()).is_some();
+        let mark = |mark| ServiceId::Fwmark {
+            mark,
+            family: crate::netlink::ipvs::Family::Inet,
+        };
+        let own = ServiceId::tcp(time_wait.service);
+        let all_ports = ServiceId::tcp(any(time_wait.service));
+        // The exact service has it, and it lives there.
+        let mut draining = Draining::default();
+        draining.add(&all_ports, any(destination), Forwarding::Masq, 1);
+        assert!(drains(&draining));
+        draining.add_living(&own, destination);
+        assert!(!drains(&draining));
+        // Which of two marks an entry had is not known.
+        let mut draining = Draining::default();
+        draining.add(&mark(1), destination, Forwarding::Dr, 1);
+        assert!(drains(&draining));
+        draining.add_living(&mark(2), destination);
+        assert!(!drains(&draining));
+        // The exact service goes first, whatever lives elsewhere.
+        draining.add(&own, destination, Forwarding::Masq, 1);
+        assert!(drains(&draining));
+    }
+
+    #[test]
+    fn an_entry_is_fresh_for_a_second_after_its_last_packet() {
+        for (state, expires, fresh) in [
+            (ConnState::TimeWait, 120, true),
+            (ConnState::TimeWait, 119, true),
+            (ConnState::TimeWait, 118, false),
+            // Of a sync daemon.
+            (ConnState::TimeWait, 900, false),
+            (ConnState::LastAck, 29, true),
+            (ConnState::LastAck, 28, false),
+            (ConnState::Close, 10, false),
+        ] {
+            assert_eq!(
+                is_fresh(&entry(state, expires)),
+                fresh,
+                "{state:?} {expires}"
+            );
+        }
     }
 }

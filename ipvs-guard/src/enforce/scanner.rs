@@ -45,6 +45,8 @@ const EVERY_HEALING: Duration = Duration::from_millis(700);
 /// Life of a flow that is noted while healing: its entry can be healed as soon as
 /// there is a destination.
 const FLOW_HEALING: u64 = 2 * SECOND;
+/// A flow whose entry lives on is noted anew when less than this is left of its life.
+const RENEWED: u64 = 6 * SECOND;
 /// How soon it is looked again after a change: the probe tells of it before it is
 /// made, and the first look may still see what was before.
 const AGAIN: Duration = Duration::from_millis(200);
@@ -70,6 +72,8 @@ pub(super) struct Scanner {
     reschedules: Option<Reschedules>,
     noted: HashMap<FlowKey, Noted>,
     last_drain: LastDrain,
+    /// A destination has weight 0.
+    drains: bool,
     healing: Option<Healing>,
     /// When healing has something to do, after the scan that found it.
     due: Option<Duration>,
@@ -84,6 +88,8 @@ pub(super) struct Healing {
     pub(super) changed: Arc<AtomicBool>,
     /// Templates, too.
     pub(super) persistent: bool,
+    /// In this pass.
+    pub(super) acts: bool,
 }
 
 /// The count of drains begun, and when it was first seen to be that.
@@ -143,6 +149,7 @@ impl Scanner {
             reschedules: None,
             noted: HashMap::new(),
             last_drain: LastDrain::default(),
+            drains: false,
             healing,
             due: None,
             tally,
@@ -152,10 +159,7 @@ impl Scanner {
     /// Scans until the other end of `changes` is gone.
     pub(super) fn run(mut self, changes: &Receiver<Changed>) {
         let mut failing = false;
-        let mut pause = match self.healing {
-            None => EVERY,
-            Some(_) => EVERY_HEALING,
-        };
+        let mut pause = EVERY_HEALING;
         loop {
             let changed = match changes.recv_timeout(pause) {
                 // Changes come in bursts: one scan serves them all.
@@ -179,12 +183,16 @@ impl Scanner {
                 }
                 Err(_) => {}
             }
-            let every = match (changed, &self.healing) {
-                (true, _) => AGAIN,
-                (false, None) => EVERY,
-                (false, Some(_)) => EVERY_HEALING,
+            let every = match &self.healing {
+                _ if changed => AGAIN,
+                Some(healing) if self.drains || healing.mender.is_waiting() => EVERY_HEALING,
+                Some(_) | None => EVERY,
             };
-            pause = every.max(begin.elapsed() * SHARE);
+            let waits_for_daemon = self.healing.as_ref().is_some_and(|h| h.mender.is_broken());
+            pause = every;
+            if !waits_for_daemon {
+                pause = every.max(begin.elapsed() * SHARE);
+            }
             if let Some(due) = self.due {
                 pause = pause.min(due);
             }
@@ -231,10 +239,13 @@ impl Scanner {
             for status in destinations {
                 let destination = status.destination;
                 if destination.forwarding == Forwarding::Local {
+                    // It drains for nobody here, and its entries are no other's.
+                    draining.add_living(&id, destination.address);
                     continue;
                 }
                 present.insert(destination.address);
                 if destination.weight != 0 {
+                    draining.add_living(&id, destination.address);
                     continue;
                 }
                 any = true;
@@ -255,6 +266,7 @@ impl Scanner {
             }
         }
         self.since = since;
+        self.drains = any;
         if let Some(healing) = &self.healing {
             let mut targets = healing
                 .targets
@@ -358,6 +370,8 @@ impl Scanner {
         let mut batch = Vec::with_capacity(NOTES);
         let (mut flows, mut whole) = (0, true);
         if let Some(healing) = &mut self.healing {
+            // Nothing holds SYNs back before the first beat.
+            healing.acts = self.heart.beats();
             healing.mender.begin(changes);
         }
         for entry in table {
@@ -413,23 +427,33 @@ impl Scanner {
             return false;
         };
         let (filter, grace) = (&self.filter, self.policy.grace_ns);
-        if healing.persistent && plan::is_stale_template(entry, draining, filter, grace, now) {
-            healing.mender.end_template(entry);
+        if entry.client.port() == 0 {
+            let ends = healing.persistent && healing.acts;
+            if ends && plan::is_stale_template(entry, draining, filter, grace, now) {
+                healing.mender.end_template(entry);
+            }
+            return true;
         }
         let states = self.policy.states;
         let state = plan::mendable(entry, draining, reschedules, filter, states, grace, now);
-        // Its SYNs are left alone as well.
-        let answers = reals
-            .get(&plan::endpoint(entry.destination))
-            .is_some_and(|real| {
-                now.saturating_sub(real.answered) < self.policy.heal_unless_answering_ns
-            });
-        match state {
-            // Nothing holds SYNs back before the first beat.
-            Some(_) if answers || !self.heart.beats() => true,
-            Some(state) => healing.mender.mend(entry, state) == Fate::Done,
-            None => true,
+        let Some(state) = state else { return true };
+        if !healing.acts {
+            return true;
         }
+        let (left_alone, fresh) = (self.policy.heal_unless_answering_ns, plan::is_fresh(entry));
+        if left_alone != 0 || fresh {
+            let real = reals.get(&plan::endpoint(entry.destination));
+            let answered = |within: u64| {
+                real.is_some_and(|real| {
+                    real.answered != 0 && now.saturating_sub(real.answered) < within
+                })
+            };
+            // Its SYNs are left alone as well, or what it sent last may yet be repeated.
+            if answered(left_alone) || (fresh && answered(plan::SPEAKING_NS)) {
+                return true;
+            }
+        }
+        healing.mender.mend(entry, state) == Fate::Done
     }
 
     /// The flow to be written; `None`: it stands there already, to the second of the
@@ -449,8 +473,10 @@ impl Scanner {
             conn_flags: planned.forwarding as u32,
             ..Flow::default()
         };
+        // A flow of long life is noted anew while there is some of it left.
+        let enough = flow.deadline.min(now.saturating_add(RENEWED));
         let noted = self.noted.get(&planned.key).is_some_and(|noted| {
-            noted.generation == generation && noted.deadline + SECOND >= flow.deadline
+            noted.generation == generation && noted.deadline + SECOND >= enough
         });
         if noted {
             return None;
@@ -473,14 +499,20 @@ fn target(status: &DestinationStatus) -> Target {
         inactive,
         ..
     } = status;
-    let most = destination.upper_threshold;
-    let full = most != 0 && active.saturating_add(*inactive) >= most;
-    Target::new(
+    const IPIP: u8 = 0;
+    let target = Target::new(
         destination.address,
         destination.forwarding,
         destination.weight,
-        full,
     )
+    .bounded(
+        destination.upper_threshold,
+        active.saturating_add(*inactive),
+    );
+    Target {
+        opaque: destination.tunnel.is_some_and(|tunnel| tunnel.kind != IPIP),
+        ..target
+    }
 }
 
 fn is_tcp(id: &ServiceId) -> bool {

@@ -35,6 +35,8 @@ const ENDING: u64 = 2;
 /// Entries that are read before they are told of. Those that are told of change places
 /// in the table, which would hide others from who reads on.
 const WINDOW: usize = 16_384;
+/// Rows between two looks at the clock.
+const CLOCK: usize = 256;
 /// How long the first of them waits: a large table takes long to read.
 const WAIT: Duration = Duration::from_secs(1);
 /// After this nothing that was read is told of: a machine on which it takes so long is
@@ -67,6 +69,8 @@ pub(in crate::enforce) struct Told {
     pub(in crate::enforce) nowhere: u64,
     /// Of which the service is not known.
     pub(in crate::enforce) ambiguous: u64,
+    /// Left where they are, for their place would come near its upper threshold.
+    pub(in crate::enforce) full: u64,
     /// Persistence templates that were let end.
     pub(in crate::enforce) templates: u64,
 }
@@ -86,6 +90,10 @@ impl fmt::Display for Told {
             (self.ending, "left to end by themselves"),
             (self.nowhere, "without a living destination"),
             (self.ambiguous, "of a service that is not known"),
+            (
+                self.full,
+                "left, for living destinations are near their upper threshold",
+            ),
         ] {
             if count > 0 {
                 write!(f, ", {count} {what}")?;
@@ -104,23 +112,30 @@ pub(in crate::enforce) enum Fate {
     Reset,
 }
 
-/// What the kernel side counts of weights that change and destinations that go, from
-/// the moment that they were read.
+/// What makes old what was read, from the moment that the weights were read: weights
+/// that change and destinations that go, as the kernel side counts them, and beats that
+/// came too late, between which SYNs passed.
 pub(in crate::enforce) struct Changes {
     heart: Arc<HeartMap>,
-    before: u64,
+    changes: u64,
+    lapses: u64,
 }
 
 impl Changes {
     pub(in crate::enforce) fn since_now(heart: &Arc<HeartMap>) -> Self {
         Self {
             heart: Arc::clone(heart),
-            before: heart.changes(),
+            changes: heart.changes(),
+            lapses: heart.lapses(),
         }
     }
 
     fn are_none(&self) -> bool {
-        self.heart.changes() == self.before
+        self.heart.changes() == self.changes && self.heart.lapses() == self.lapses
+    }
+
+    fn beats(&self) -> bool {
+        self.heart.beats()
     }
 }
 
@@ -131,8 +146,12 @@ pub(in crate::enforce) struct Mender {
     hasher: RandomState,
     /// Since when `told` counts its seconds.
     epoch: Instant,
-    /// Entries that the kernel has been told of, and when: as long as they can linger.
-    told: HashMap<u64, u32>,
+    /// Entries that the kernel has been told of, when, and in which pass: as long as they
+    /// can linger.
+    told: HashMap<u64, (u32, u32)>,
+    pass: u32,
+    /// What was told in this pass or before has been looked after.
+    settled: u32,
     /// How many of them nobody has looked after yet, and of these the ones from before
     /// this pass.
     open: u64,
@@ -160,6 +179,8 @@ pub(in crate::enforce) struct Mender {
     changed: Arc<AtomicBool>,
     /// The same as the kernel side knows it, which is sooner.
     changes: Option<Changes>,
+    /// What the kernel side had lost when the pass began.
+    losses: u64,
     this: Told,
     broken: Option<Instant>,
     said: Option<Instant>,
@@ -182,6 +203,8 @@ impl Mender {
             hasher: RandomState::default(),
             epoch: now,
             told: HashMap::new(),
+            pass: 0,
+            settled: 0,
             open: 0,
             before: 0,
             templates: HashMap::new(),
@@ -197,6 +220,7 @@ impl Mender {
             syns,
             changed,
             changes: None,
+            losses: 0,
             this: Told::default(),
             broken: None,
             said: None,
@@ -210,6 +234,11 @@ impl Mender {
         self.open > 0 || !self.unsaid.is_empty()
     }
 
+    /// Whether nothing can be told at the moment.
+    pub(in crate::enforce) const fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+
     /// Whether another pass will find much to do.
     pub(in crate::enforce) fn has_more(&self) -> bool {
         self.broken.is_none() && (self.cut || self.repointed * MANY > self.rows)
@@ -220,7 +249,9 @@ impl Mender {
         self.changes = Some(changes);
         let now = self.seconds();
         self.told
-            .retain(|_, told| now.saturating_sub(*told) <= LINGERS + SLACK);
+            .retain(|_, (told, _)| now.saturating_sub(*told) <= LINGERS + SLACK);
+        self.pass += 1;
+        self.losses = self.channel.losses();
         self.templates
             .retain(|_, ended| ended.elapsed() < TEMPLATE_PAUSE);
         // Of a pass that did not come to its end.
@@ -241,7 +272,9 @@ impl Mender {
     /// Between two rows of the table: whether the pass is to go on.
     pub(in crate::enforce) fn goes_on(&mut self) -> bool {
         let full = self.window.len() >= WINDOW;
-        if full || (!self.window.is_empty() && self.read_at.elapsed() >= WAIT) {
+        // The clock is not asked for every row.
+        let late = || self.rows.is_multiple_of(CLOCK) && self.read_at.elapsed() >= WAIT;
+        if full || (!self.window.is_empty() && late()) {
             self.flush();
         }
         self.rows += 1;
@@ -259,21 +292,24 @@ impl Mender {
             return Fate::Done;
         }
         let name = self.name(entry);
-        if let Some(told) = self.told.get(&name) {
+        if let Some((told, pass)) = self.told.get(&name) {
             if lingers(entry.expires, self.seconds().saturating_sub(*told)) {
                 // Told once more, the one in its place would be taken for closed,
                 // whatever it carries by now.
                 return Fate::Done;
             }
-            self.this.failed += 1;
-            self.open = self.open.saturating_sub(1);
-            self.before = self.before.saturating_sub(1);
+            // One that was found healed has come back with its destination.
+            if *pass > self.settled {
+                self.this.failed += 1;
+                self.open = self.open.saturating_sub(1);
+                self.before = self.before.saturating_sub(1);
+            }
         }
         let choice = self
             .targets
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .choose(entry.client, entry.service, entry.destination);
+            .place(entry.client, entry.service, entry.destination);
         match choice {
             Ok(choice) => {
                 if self.window.is_empty() {
@@ -285,6 +321,11 @@ impl Mender {
             Err(Nowhere::NoneAlive) => {
                 self.this.nowhere += 1;
                 Fate::Reset
+            }
+            Err(Nowhere::Full) => {
+                // Its next SYN finds a place, as any connection does.
+                self.this.full += 1;
+                Fate::Done
             }
             Err(Nowhere::Ambiguous | Nowhere::Unknown) => {
                 self.this.ambiguous += 1;
@@ -321,6 +362,7 @@ impl Mender {
             // The whole table was read, and they are not where they were.
             self.this.healed = std::mem::take(&mut self.before);
             self.open = self.open.saturating_sub(self.this.healed);
+            self.settled = self.pass - 1;
         }
         self.flush();
         for templates in std::mem::take(&mut self.ending).chunks(TEMPLATES) {
@@ -345,7 +387,14 @@ impl Mender {
 
     /// What was read would be wrong by now: another pass is due.
     fn is_void(&self) -> bool {
-        self.broken.is_some() || self.has_changed()
+        // A SYN whose report was lost may have begun a connection on what was read.
+        self.broken.is_some()
+            || self.has_changed()
+            || self.channel.losses() != self.losses
+            || self
+                .changes
+                .as_ref()
+                .is_some_and(|changes| !changes.beats())
     }
 
     fn has_changed(&self) -> bool {
@@ -385,8 +434,9 @@ impl Mender {
                 let now = self.seconds();
                 self.repointed += entries.len();
                 self.open += entries.len() as u64;
+                let told = (now, self.pass);
                 self.told
-                    .extend(entries.iter().map(|(name, _)| (*name, now)));
+                    .extend(entries.iter().map(|(name, _)| (*name, told)));
             } else {
                 self.untold += entries.len() as u64;
             }
@@ -444,6 +494,7 @@ impl Mender {
         sum.ending = self.this.ending;
         sum.nowhere = self.this.nowhere;
         sum.ambiguous = self.this.ambiguous;
+        sum.full = self.this.full;
         let quiet = self.said.is_some_and(|said| said.elapsed() < SAY_EVERY);
         if sum.is_empty() || quiet {
             return;

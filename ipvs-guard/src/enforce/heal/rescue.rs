@@ -13,7 +13,7 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use ipvs_guard_common::{
     event::{GoneRecord, Header, PacketRecord, SynRecord, VerdictRecord},
     guard::{CONN_TRACKED, VerdictKey},
-    state::ConnState,
+    state::{ConnState, Forwarding},
 };
 
 use super::{
@@ -47,7 +47,8 @@ const TRIES: u32 = 3;
 const TO_PACKET: Duration = Duration::from_millis(500);
 /// SYNs that are held back at once, at most.
 const MOST: usize = 16_384;
-/// Entries that are told of at once: a full message of IPv4.
+/// Entries that are told of at once: less than a message has room for, so that the first
+/// need not wait for the last.
 const TOGETHER: usize = 38;
 /// Life of a new entry until its SYN comes, in seconds.
 const LIFE: u32 = 5;
@@ -78,6 +79,10 @@ pub(in crate::enforce) struct Rescues {
     covers_all: bool,
     /// Records whose packet is to come.
     awaiting: VecDeque<(SynRecord, Instant)>,
+    /// Those that were given up.
+    lost: VecDeque<SynRecord>,
+    /// When the daemon was asked last how far it is.
+    asked: Option<Instant>,
     /// Entries that are to be told of, all at once.
     outbox: Vec<(u64, Entry)>,
     /// Those that cannot be told of.
@@ -157,6 +162,8 @@ impl Rescues {
             raw: HashMap::new(),
             covers_all: false,
             awaiting: VecDeque::new(),
+            lost: VecDeque::new(),
+            asked: None,
             outbox: Vec::new(),
             refused: VecDeque::new(),
             held: HashMap::new(),
@@ -172,6 +179,20 @@ impl Rescues {
     /// Whether every device by which a SYN could leave is watched.
     pub(in crate::enforce) const fn set_covers_all(&mut self, covers_all: bool) {
         self.covers_all = covers_all;
+    }
+
+    /// The agent was held up: SYNs have passed since, and what is held may be the one
+    /// before that of a living connection. Nothing is told or sent on.
+    pub(in crate::enforce) fn give_up(&mut self) {
+        let awaiting = self.awaiting.drain(..).map(|(syn, _)| syn);
+        let held = self.held.drain().map(|(_, rescue)| rescue.syn);
+        self.lost.extend(awaiting.chain(held));
+        self.places.clear();
+        self.outbox.clear();
+        self.refused.clear();
+        self.ready.clear();
+        self.thrown_away.clear();
+        self.due.clear();
     }
 
     /// A SYN was held back; its packet follows. Gives back one whose packet was lost.
@@ -306,7 +327,7 @@ impl Rescues {
 
     /// When the next one is due.
     pub(in crate::enforce) fn next_due(&mut self) -> Option<Instant> {
-        if !self.ready.is_empty() || !self.outbox.is_empty() {
+        if !(self.ready.is_empty() && self.outbox.is_empty() && self.lost.is_empty()) {
             return Some(Instant::now());
         }
         self.next_timer().into_iter().chain(self.next_lost()).min()
@@ -328,6 +349,9 @@ impl Rescues {
 
     /// One that is due.
     pub(in crate::enforce) fn overdue(&mut self, now: Instant) -> Option<(SynRecord, Ending)> {
+        if let Some(syn) = self.lost.pop_front() {
+            return Some((syn, Ending::Lost));
+        }
         if self.next_lost().is_some_and(|due| due <= now) {
             return self
                 .awaiting
@@ -340,7 +364,7 @@ impl Rescues {
                 continue;
             };
             let ended = match rescue.stage {
-                Stage::Leaving if self.covers_all => self.left(conn),
+                Stage::Leaving if self.would_be_met(&rescue.syn) => self.left(conn),
                 // It may have left, and be answered.
                 Stage::Leaving => self.end(conn, Ending::Unseen),
                 Stage::Waiting { since, message } => self.look(conn, since, message),
@@ -353,8 +377,21 @@ impl Rescues {
         None
     }
 
+    /// Whether a SYN that leaves is met, so that one which is not met has not left.
+    fn would_be_met(&self, syn: &SynRecord) -> bool {
+        let tunnelled = Forwarding::from_flags(syn.conn_flags) == Some(Forwarding::Tun);
+        let is_opaque = || {
+            let targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
+            targets.is_opaque(address(&syn.vip), address(&syn.dest))
+        };
+        self.covers_all && !(tunnelled && is_opaque())
+    }
+
     /// Any that is left: the agent ends, and the client repeats its SYN by itself.
     pub(in crate::enforce) fn drain(&mut self) -> Option<SynRecord> {
+        if let Some(syn) = self.lost.pop_front() {
+            return Some(syn);
+        }
         if let Some((syn, _)) = self.awaiting.pop_front() {
             return Some(syn);
         }
@@ -433,12 +470,11 @@ impl Rescues {
         if message.is_some_and(|message| heard < message) {
             let moved = std::mem::replace(&mut rescue.heard, heard) != heard;
             if since.elapsed() < TO_REPLACE {
-                if moved {
-                    self.wake(conn, TO_LOOK);
-                    return None;
+                if !moved {
+                    self.ask();
                 }
-                // What it was told was lost, or it has no time: more does no harm.
-                return self.tell(conn);
+                self.wake(conn, TO_LOOK);
+                return None;
             }
             if !moved {
                 self.complain(&self.channel.deaf().to_string());
@@ -461,6 +497,19 @@ impl Rescues {
                 self.complain(&reason);
                 self.end(conn, Ending::Refused)
             }
+        }
+    }
+
+    /// The daemon has no time, or what it was told last was lost: a message that re-points
+    /// nothing tells which. The same once more could come behind the SYN, and would take
+    /// its entry back to SYN_RECV.
+    fn ask(&mut self) {
+        if self.asked.is_some_and(|at| at.elapsed() < TO_LOOK) {
+            return;
+        }
+        self.asked = Some(Instant::now());
+        if let Err(error) = self.channel.ask() {
+            self.complain(&error.to_string());
         }
     }
 

@@ -15,6 +15,12 @@ pub(in crate::enforce) struct Target {
     pub(in crate::enforce) weight: u32,
     /// It has as many connections as it may.
     pub(in crate::enforce) full: bool,
+    /// Entries that a pass may move there; `None`: any number. One that comes to its
+    /// upper threshold gets no new connections either, until it is well below
+    /// (`ip_vs_bind_dest`, 5.10 to 7.3).
+    pub(in crate::enforce) room: Option<u32>,
+    /// It is tunnelled to in a form that the program on the way out does not look into.
+    pub(in crate::enforce) opaque: bool,
 }
 
 impl Target {
@@ -22,13 +28,27 @@ impl Target {
         address: SocketAddr,
         forwarding: Forwarding,
         weight: u32,
-        full: bool,
     ) -> Self {
         Self {
             address,
             forwarding,
             weight,
-            full,
+            full: false,
+            room: None,
+            opaque: false,
+        }
+    }
+
+    /// The same with an upper threshold, which is none if 0, of so many connections.
+    pub(in crate::enforce) const fn bounded(self, most: u32, connections: u32) -> Self {
+        if most == 0 {
+            return self;
+        }
+        let calm = most / 4 * 3;
+        Self {
+            full: connections >= most,
+            room: Some(calm.saturating_sub(connections)),
+            ..self
         }
     }
 }
@@ -52,18 +72,30 @@ pub(in crate::enforce) enum Nowhere {
     Ambiguous,
     /// No service has its destination.
     Unknown,
+    /// The destination that it would go to has no room for entries that wait for nobody.
+    Full,
 }
 
 /// Every TCP service and its destinations.
 #[derive(Debug, Default)]
 pub(in crate::enforce) struct Targets {
     services: HashMap<ServiceId, Vec<Target>>,
+    /// Those of them by firewall mark.
+    marks: Vec<ServiceId>,
+    /// One of them has an upper threshold.
+    is_bounded: bool,
     hasher: RandomState,
 }
 
 impl Targets {
     /// Takes what was read just now.
     pub(in crate::enforce) fn renew(&mut self, now: HashMap<ServiceId, Vec<Target>>) {
+        self.is_bounded = now.values().flatten().any(|target| target.room.is_some());
+        self.marks = now
+            .keys()
+            .filter(|id| matches!(id, ServiceId::Fwmark { .. }))
+            .copied()
+            .collect();
         self.services = now;
     }
 
@@ -93,6 +125,47 @@ impl Targets {
         }
     }
 
+    /// Whether a SYN of `service` to `destination` leaves without being recognised.
+    pub(in crate::enforce) fn is_opaque(
+        &self,
+        service: SocketAddr,
+        destination: SocketAddr,
+    ) -> bool {
+        let any_port = SocketAddr::new(destination.ip(), 0);
+        let is_it = |target: &&Target| [destination, any_port].contains(&target.address);
+        match self.service_of(service, destination) {
+            Ok(id) => {
+                let mut targets = self.services.get(&id).into_iter().flatten();
+                targets.find(is_it).is_some_and(|target| target.opaque)
+            }
+            Err(_) => true,
+        }
+    }
+
+    /// As [`Self::choose`], for an entry that nobody uses at the moment: it takes its
+    /// destination's room.
+    pub(in crate::enforce) fn place(
+        &mut self,
+        client: SocketAddr,
+        service: SocketAddr,
+        from: SocketAddr,
+    ) -> Result<Choice, Nowhere> {
+        let choice = self.choose(client, service, from)?;
+        if self.is_bounded {
+            let id = self.service_of(service, from)?;
+            let targets = self.services.get_mut(&id).into_iter().flatten();
+            let is_it = |target: &&mut Target| {
+                target.address == choice.destination
+                    || target.address == SocketAddr::new(choice.destination.ip(), 0)
+            };
+            let mut its = targets.filter(is_it);
+            if let Some(room) = its.find_map(|target| target.room.as_mut()) {
+                *room = room.checked_sub(1).ok_or(Nowhere::Full)?;
+            }
+        }
+        Ok(choice)
+    }
+
     /// Chooses by weight where the entry of `client` and `service` goes that leads to
     /// `from`: always the same destination as long as there are the same ones, whoever
     /// asks. An entry may be told of twice, and is not to be moved twice: the second
@@ -120,17 +193,25 @@ impl Targets {
             let drawn = (hash as f64 + 1.0) / (u64::MAX as f64 + 2.0);
             -f64::from(target.weight) / drawn.ln()
         };
-        let best = targets
-            .iter()
-            .filter(|target| {
-                target.weight > 0
-                    && !same(target)
-                    && !target.full
-                    && target.forwarding == forwarding
-                    && target.address.is_ipv4() == from.is_ipv4()
-            })
-            .max_by(|one, other| number(one).total_cmp(&number(other)))
-            .ok_or(Nowhere::NoneAlive)?;
+        let mut living = targets.iter().filter(|target| {
+            target.weight > 0
+                && !same(target)
+                && !target.full
+                && target.forwarding == forwarding
+                && target.address.is_ipv4() == from.is_ipv4()
+        });
+        let first = living.next().ok_or(Nowhere::NoneAlive)?;
+        let best = match living.next() {
+            None => first,
+            // A number takes a logarithm: one for each.
+            Some(second) => {
+                let rest = living.map(|target| (number(target), target));
+                let two = [(number(first), first), (number(second), second)];
+                let all = two.into_iter().chain(rest);
+                all.max_by(|(one, _), (other, _)| one.total_cmp(other))
+                    .map_or(first, |(_, target)| target)
+            }
+        };
         let port = match best.address.port() {
             0 => from.port(),
             port => port,
@@ -160,12 +241,12 @@ impl Targets {
         let by_address =
             of_address(service).or_else(|| of_address(SocketAddr::new(service.ip(), 0)));
         let mut marks = self
-            .services
+            .marks
             .iter()
-            .filter(|(id, targets)| matches!(id, ServiceId::Fwmark { .. }) && has(targets));
+            .filter(|id| self.services.get(*id).is_some_and(|targets| has(targets)));
         match (by_address, marks.next(), marks.next()) {
             (Some(id), None, None) => Ok(id),
-            (None, Some((id, _)), None) => Ok(*id),
+            (None, Some(id), None) => Ok(*id),
             (None, None, None) => Err(Nowhere::Unknown),
             _ => Err(Nowhere::Ambiguous),
         }
@@ -189,7 +270,7 @@ mod tests {
         let of = |destinations: &[(&str, u32)]| {
             destinations
                 .iter()
-                .map(|(address, weight)| Target::new(at(address), Forwarding::Masq, *weight, false))
+                .map(|(address, weight)| Target::new(at(address), Forwarding::Masq, *weight))
                 .collect()
         };
         targets.renew(list.iter().map(|(id, d)| (*id, of(d))).collect());
@@ -237,7 +318,7 @@ mod tests {
         let mut withdrawn = Targets::default();
         let two = |weight| {
             ["198.51.100.2:8080", "198.51.100.6:8080"]
-                .map(|text| Target::new(at(text), Forwarding::Masq, weight, false))
+                .map(|text| Target::new(at(text), Forwarding::Masq, weight))
                 .to_vec()
         };
         withdrawn.renew([(service, two(1))].into_iter().collect());
@@ -249,7 +330,8 @@ mod tests {
         assert_eq!(choice.destination, other);
         for (forwarding, full) in [(Forwarding::Dr, false), (Forwarding::Masq, true)] {
             let list = targets.services.get_mut(&service).unwrap();
-            list[1] = Target::new(at("198.51.100.6:8080"), forwarding, 1, full);
+            list[1] =
+                Target::new(at("198.51.100.6:8080"), forwarding, 1).bounded(u32::from(full) * 9, 9);
             assert_eq!(
                 targets.choose(at(CLIENT), at(SERVICE), from),
                 Err(Nowhere::NoneAlive)
@@ -289,5 +371,29 @@ mod tests {
             both.choose(at(CLIENT), at(SERVICE), from),
             Err(Nowhere::Ambiguous)
         );
+    }
+
+    #[test]
+    fn a_pass_takes_the_room_below_an_upper_threshold_and_no_more() {
+        let of = |connections| {
+            let service = ServiceId::tcp(at(SERVICE));
+            let [from, to] = ["198.51.100.2:8080", "198.51.100.6:8080"];
+            let to = Target::new(at(to), Forwarding::Masq, 1).bounded(8, connections);
+            let from = Target::new(at(from), Forwarding::Masq, 0);
+            let mut targets = Targets::default();
+            targets.renew([(service, vec![from, to])].into_iter().collect());
+            targets
+        };
+        let place =
+            |targets: &mut Targets| targets.place(at(CLIENT), at(SERVICE), at("198.51.100.2:8080"));
+        let mut targets = of(4);
+        assert!(place(&mut targets).is_ok() && place(&mut targets).is_ok());
+        assert_eq!(place(&mut targets), Err(Nowhere::Full));
+        // A SYN is a connection as any other.
+        let choose =
+            |targets: &Targets| targets.choose(at(CLIENT), at(SERVICE), at("198.51.100.2:8080"));
+        assert!(choose(&targets).is_ok());
+        assert_eq!(place(&mut of(7)), Err(Nowhere::Full));
+        assert_eq!(choose(&of(8)), Err(Nowhere::NoneAlive));
     }
 }
