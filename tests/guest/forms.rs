@@ -80,7 +80,7 @@ impl Bench {
         .unwrap();
         let heart = HeartMap::take(&mut loaded).unwrap();
         let maps = GuardMaps::take(&mut loaded).unwrap();
-        let mut devices = Devices::new(&mut loaded).unwrap();
+        let mut devices = Devices::new(&mut loaded, false).unwrap();
         // That of lo.
         devices.set_mac(1, [0; 6]).unwrap();
         let mut bench = Self {
@@ -127,14 +127,11 @@ impl Bench {
     fn has_sums(&mut self) -> bool {
         let (client, vip) = flows()[0];
         let frame = Segment::syn(client, vip, SEQ).frame();
-        match self.loaded.try_packet(Packet::TcSummed, &frame) {
+        !matches!(
+            self.loaded.try_packet(Packet::TcSummed, &frame),
             Err(BpfError::Trial { source, .. })
-                if source.raw_os_error() == Some(Errno::EINVAL as i32) =>
-            {
-                false
-            }
-            _ => true,
-        }
+                if source.raw_os_error() == Some(Errno::EINVAL as i32)
+        )
     }
 
     fn assert_answered(&mut self, packet: Packet, what: &str, syn: &Segment) {

@@ -4,6 +4,7 @@
 //! Every test makes network namespaces of its own. They run one after the
 //! other, for some remove ip_vs or fill the machine.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "a test tells its figures")]
 
 mod cleanup;
 mod cost;
@@ -15,6 +16,8 @@ mod filters;
 mod forms;
 mod forms_devices;
 mod heal;
+mod heal_daemon;
+mod heal_held_up;
 mod heal_keepalived;
 mod heal_rolling;
 mod heal_services;

@@ -34,16 +34,26 @@ const SYNC_ID: u8 = 7;
 
 impl<'a> Feeder<'a> {
     pub(crate) fn start(topology: &'a Topology) -> Self {
+        topology
+            .open_ipvs()
+            .unwrap()
+            .start_backup(&backup())
+            .unwrap();
+        Self::of(topology)
+    }
+
+    /// The same, having ended whatever daemon there is.
+    pub(crate) fn in_place_of_any(topology: &'a Topology) -> Self {
+        let mut ipvs = topology.open_ipvs().unwrap();
+        while ipvs.start_backup(&backup()).is_err() {
+            let _none = ipvs.stop_backup();
+        }
+        Self::of(topology)
+    }
+
+    fn of(topology: &'a Topology) -> Self {
         let up = || RouteSocket::open().unwrap().set_up("lo", true).unwrap();
         topology.node().run(up).unwrap();
-        let mut ipvs = topology.open_ipvs().unwrap();
-        ipvs.start_backup(&Backup {
-            device: "lo".into(),
-            group: GROUP.0,
-            port: GROUP.1,
-            sync_id: SYNC_ID,
-        })
-        .unwrap();
         let socket = topology.node().run(|| towards("lo")).unwrap();
         Self { topology, socket }
     }
@@ -63,6 +73,15 @@ impl<'a> Feeder<'a> {
     pub(crate) fn stop(self) {
         thread::sleep(Duration::from_millis(300));
         self.topology.open_ipvs().unwrap().stop_backup().unwrap();
+    }
+}
+
+fn backup() -> Backup {
+    Backup {
+        device: "lo".into(),
+        group: GROUP.0,
+        port: GROUP.1,
+        sync_id: SYNC_ID,
     }
 }
 

@@ -12,6 +12,18 @@ use crate::output::say;
 /// Crates of the host; the eBPF crate is compiled by ipvs-guard's build script.
 const HOST: [&str; 3] = ["--workspace", "--exclude", "ipvs-guard-ebpf"];
 
+/// The programs of tests that `cargo test` leaves out, and `--all-targets` with it.
+const PROGRAMS: [&str; 8] = [
+    "--package",
+    "ipvs-guard-tests",
+    "--test",
+    "guest",
+    "--test",
+    "receivers",
+    "--test",
+    "programs",
+];
+
 pub(super) fn run(cache: &Cache, tally: &mut Tally) -> Result<()> {
     say!("formatting");
     let formatted = Command::new("cargo")
@@ -22,12 +34,15 @@ pub(super) fn run(cache: &Cache, tally: &mut Tally) -> Result<()> {
     tally.step("cargo fmt --all --check", formatted.success());
 
     say!("lints");
-    let linted = build::cargo(cache, "clippy")?
-        .args(HOST)
-        .args(["--all-targets", "--quiet", "--", "-D", "warnings"])
-        .status()
-        .context("cargo clippy")?;
-    tally.step("cargo clippy", linted.success());
+    let all = [&HOST[..], &["--all-targets"]].concat();
+    for targets in [&all[..], &PROGRAMS] {
+        let linted = build::cargo(cache, "clippy")?
+            .args(targets)
+            .args(["--quiet", "--", "-D", "warnings"])
+            .status()
+            .context("cargo clippy")?;
+        tally.step("cargo clippy", linted.success());
+    }
 
     say!("tests of this machine");
     let output = build::cargo(cache, "test")?
