@@ -95,7 +95,7 @@ fn a_device_that_appears_is_covered() {
     agent.signal(Signal::SIGCONT);
     assert_eq!(capture.finish().len(), 0, "SYNs at the new device");
     let ended = agent.stop();
-    let events = ended.class("ipvs.stale_reuse");
+    let events = ended.incidents();
     assert_eq!(events.len(), 30);
     assert!(events.iter().all(|event| event["event.action"] == "reset"));
 }
@@ -157,7 +157,7 @@ fn a_device_that_is_replaced_is_covered() {
         .filter(|entry| entry.state != Some(ConnState::TimeWait));
     assert_eq!(seen.count(), 0, "entries that a SYN came to");
     let ended = agent.stop();
-    assert_eq!(ended.class("ipvs.stale_reuse").len(), 30);
+    assert_eq!(ended.incidents().len(), 30);
     assert!(!tc::has_clsact(topology.node(), CLIENT_DEVICE));
 }
 

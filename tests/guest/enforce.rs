@@ -247,7 +247,7 @@ fn the_dead_server_drains_as_if_nobody_came() {
     assert_eq!(after.len(), before.len());
     assert_eq!(topology.destination(0, Family::Inet).unwrap().active, 0);
     let ended = agent.stop();
-    let events = ended.class("ipvs.stale_reuse");
+    let events = ended.incidents();
     assert_eq!(events.len(), 3 * before.len());
     assert!(events.iter().all(|event| event["event.action"] == "reset"));
 }
@@ -453,7 +453,7 @@ fn a_dry_run_and_the_end_of_the_agent_leave_traffic_alone() {
     topology.set_weight(0, 0).unwrap();
     healthy(&topology, Family::Inet, 40_000..40_100);
     let ended = agent.stop();
-    let would = ended.class("ipvs.stale_reuse");
+    let would = ended.incidents();
     assert_eq!(would.len(), 50);
     assert!(
         would

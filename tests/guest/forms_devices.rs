@@ -352,7 +352,7 @@ fn forms_of_devices_server_without_link_layer() {
         read[0].assert_resets("server", client, vip, 77_000);
     }
     let ended = agent.stop();
-    let events = ended.class("ipvs.stale_reuse");
+    let events = ended.incidents();
     assert_eq!(events.len(), 2);
     assert!(events.iter().all(|event| event["event.action"] == "reset"));
 }

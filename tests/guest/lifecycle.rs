@@ -126,7 +126,7 @@ fn a_guard_survives_the_removal_and_return_of_ip_vs() {
         ipvs.flush().unwrap();
     }
     let ended = agent.stop();
-    assert_eq!(ended.class("ipvs.stale_reuse").len(), 20);
+    assert_eq!(ended.incidents().len(), 20);
 }
 
 #[test]

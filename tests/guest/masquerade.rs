@@ -104,7 +104,7 @@ fn masqueraded_clients_are_refused(conntrack: bool) {
     let sent = capture.finish();
     let ended = agent.stop();
     assert_eq!(sent.len(), 0, "SYNs at the dead server's device");
-    let events = ended.class("ipvs.stale_reuse");
+    let events = ended.incidents();
     assert_eq!(events.len(), 160);
     assert!(events.iter().all(|event| event["event.action"] == "reset"));
 }

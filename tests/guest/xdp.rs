@@ -71,7 +71,7 @@ fn a_card_refuses_stale_syns_in_its_driver() {
     let by_tc = ended.stderr.contains("eth0 is covered by TC");
     let said = ended.stderr.contains("eth0: the driver refuses XDP");
     assert!(by_driver || (by_tc && said), "{}", ended.stderr);
-    let events = ended.class("ipvs.stale_reuse");
+    let events = ended.incidents();
     assert_eq!(events.len(), count);
     // The entry of a connection that was reset is gone before its port is tried again.
     let other = attempts

@@ -3,7 +3,10 @@
 use std::{
     io::{BufRead as _, BufReader, Read as _},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -23,6 +26,8 @@ const PROGRAM: &str = "ipvs-guard";
 pub(crate) struct Agent {
     child: Child,
     stdout: Option<JoinHandle<String>>,
+    /// Bytes that came on it so far.
+    written: Arc<AtomicUsize>,
     stderr: Arc<Mutex<String>>,
     stderr_reader: Option<JoinHandle<()>>,
 }
@@ -84,10 +89,17 @@ impl Agent {
         let mut out = child.stdout.take().unwrap();
         let err = child.stderr.take().unwrap();
         let stderr = Arc::new(Mutex::new(String::new()));
-        let stdout = thread::spawn(move || {
-            let mut text = String::new();
-            out.read_to_string(&mut text).unwrap();
-            text
+        let written = Arc::new(AtomicUsize::new(0));
+        let stdout = thread::spawn({
+            let written = Arc::clone(&written);
+            move || {
+                let (mut text, mut chunk) = (Vec::new(), vec![0; 1 << 16]);
+                while let Ok(count @ 1..) = out.read(&mut chunk) {
+                    text.extend_from_slice(&chunk[..count]);
+                    written.store(text.len(), Ordering::Relaxed);
+                }
+                String::from_utf8(text).unwrap()
+            }
         });
         let stderr_reader = thread::spawn({
             let stderr = Arc::clone(&stderr);
@@ -102,6 +114,7 @@ impl Agent {
         Self {
             child,
             stdout: Some(stdout),
+            written,
             stderr,
             stderr_reader: Some(stderr_reader),
         }
@@ -128,6 +141,16 @@ impl Agent {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let state = stat.rsplit(") ").next().unwrap();
         state.starts_with('Z')
+    }
+
+    /// Waits until it has written no event for two seconds: losses are told every second.
+    pub(crate) fn wait_until_quiet(&self) {
+        let mut before = self.written.load(Ordering::Relaxed);
+        wait_until("quiet", PATIENCE, || {
+            thread::sleep(Duration::from_secs(2));
+            let now = self.written.load(Ordering::Relaxed);
+            std::mem::replace(&mut before, now) == now
+        });
     }
 
     /// What it has written to standard error so far.
@@ -226,6 +249,13 @@ impl Ended {
             .into_iter()
             .filter(|event| event["event.name"] == name)
             .collect()
+    }
+
+    /// Stale SYNs, each once however often its client sent it.
+    pub(crate) fn incidents(&self) -> Vec<Value> {
+        let mut stale = self.class("ipvs.stale_reuse");
+        stale.retain(|event| !is_retransmission(event));
+        stale
     }
 
     /// Events lost, of all stages, as the agent reports them.
