@@ -408,9 +408,38 @@ impl Event {
         if let Some(properties) = schema.get_mut("properties") {
             for property in properties.as_object_mut().into_iter().flatten() {
                 forbid_null(property.1);
+                keep_standard_formats(property.1);
             }
         }
         schema
+    }
+}
+
+/// Says formats as JSON Schema has them: validators may refuse those that they do not know.
+/// What the format of a number says of its bounds is said by them.
+fn keep_standard_formats(property: &mut serde_json::Value) {
+    let Some(property) = property.as_object_mut() else {
+        return;
+    };
+    match property.get("format").and_then(serde_json::Value::as_str) {
+        None | Some("date-time") => {}
+        Some("ip") => {
+            property.remove("format");
+            let either = serde_json::json!([{"format": "ipv4"}, {"format": "ipv6"}]);
+            property.insert("anyOf".into(), either);
+        }
+        Some(format) => {
+            let bounds = match format {
+                "uint32" => Some((0, i64::from(u32::MAX))),
+                "int32" => Some((i64::from(i32::MIN), i64::from(i32::MAX))),
+                _ => None,
+            };
+            property.remove("format");
+            if let Some((least, most)) = bounds {
+                property.insert("minimum".into(), least.into());
+                property.insert("maximum".into(), most.into());
+            }
+        }
     }
 }
 
@@ -507,6 +536,13 @@ mod tests {
         assert!(properties.contains_key("destination.nat.ip"));
         assert!(properties.contains_key("ipvs.trace.lookup_ns") || schema.get("anyOf").is_some());
         assert_eq!(properties["source.port"]["type"], "integer");
+        assert_eq!(properties["tcp.seq"]["maximum"], u32::MAX);
+        assert_eq!(properties["source.address"]["anyOf"][1]["format"], "ipv6");
+        let formats = schema["properties"].to_string();
+        assert!(
+            !formats.contains("\"uint") && !formats.contains("\"int32"),
+            "{formats}"
+        );
         assert_eq!(properties["k8s.pod.name"]["type"], "string");
         assert!(!schema["properties"].to_string().contains("null"));
     }
