@@ -201,20 +201,12 @@ pub(super) fn flow(
         | ConnState::Listen => return None,
     };
     let drain = draining.of(entry)?;
-    let key = FlowKey {
-        client: endpoint(entry.client),
-        vip: endpoint(entry.service),
-    };
-    let dest = endpoint(entry.destination);
-    if !filter.client.admits(&key.client)
-        || !filter.vip.admits(&key.vip)
-        || !filter.dest.admits(&dest)
-    {
-        return None;
-    }
-    Some(Planned {
-        key,
-        dest,
+    admits(filter, entry).then(|| Planned {
+        key: FlowKey {
+            client: endpoint(entry.client),
+            vip: endpoint(entry.service),
+        },
+        dest: endpoint(entry.destination),
         deadline: now + left,
         not_before: drain.since.saturating_add(grace_ns),
         state,
@@ -287,11 +279,22 @@ fn is_due(
     grace_ns: u64,
     now: u64,
 ) -> bool {
-    let admitted = filter.client.admits(&endpoint(entry.client))
-        && filter.vip.admits(&endpoint(entry.service))
-        && filter.dest.admits(&endpoint(entry.destination));
     let drain = draining.of(entry);
-    admitted && drain.is_some_and(|drain| drain.since.saturating_add(grace_ns) <= now)
+    drain.is_some_and(|drain| drain.since.saturating_add(grace_ns) <= now) && admits(filter, entry)
+}
+
+fn admits(filter: &Filter, entry: &ConnEntry) -> bool {
+    let Filter {
+        client, vip, dest, ..
+    } = filter;
+    // Most often there is none, and a table is long.
+    [
+        (client, entry.client),
+        (vip, entry.service),
+        (dest, entry.destination),
+    ]
+    .into_iter()
+    .all(|(rules, end)| rules.is_empty() || rules.admits(&endpoint(end)))
 }
 
 /// As the maps have it.

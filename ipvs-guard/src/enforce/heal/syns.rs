@@ -54,6 +54,9 @@ impl SynNames {
     /// Leaves those entries out that a SYN came to.
     pub(super) fn leave_out<N>(&self, entries: &mut Vec<(N, Entry)>) {
         let names = self.lock();
+        if names.since.is_empty() {
+            return;
+        }
         entries.retain(|(_, entry)| {
             let since = names.since.get(&(entry.client, entry.service));
             since.is_none_or(|since| since.elapsed() >= MOMENT)
