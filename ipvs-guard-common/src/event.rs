@@ -97,6 +97,9 @@ impl Header {
     /// [`GoneRecord`]: it was the mark at the end of a message to the backup daemon,
     /// whose number stands in place of the entry's address.
     pub const HEARD: u32 = 1_024;
+    /// [`Kind::Stale`] and held: its entry leads to a living destination since a moment
+    /// ago, and the conntrack of the one before, which has the same name, is not gone yet.
+    pub const PARTING: u32 = 2_048;
 
     /// A header of this build's ABI.
     #[inline(always)]

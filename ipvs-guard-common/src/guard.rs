@@ -301,6 +301,11 @@ pub const REALS: u32 = 16_384;
 pub const DRAINS: u32 = 16_384;
 /// SYNs held back at most.
 pub const HELD: u32 = 16_384;
+/// Entries at most that are thrown away and whose conntrack is not gone yet.
+pub const PARTING: u32 = 16_384;
+/// How long that is waited for, in nanoseconds: it goes with the next tick of a timer, or,
+/// where the entry was in use when it was thrown away, a minute later.
+pub const PARTING_NS: u64 = 50_000_000;
 /// `IP_VS_CONN_F_NFCT` (net/ip_vs.h): the entry has a conntrack, which goes with it.
 pub const CONN_TRACKED: u32 = 1 << 16;
 /// Address of the mark that ends each message to the backup daemon: the IPv4 dummy

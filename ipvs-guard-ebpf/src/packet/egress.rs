@@ -53,8 +53,9 @@ pub(crate) fn run(ctx: &TcContext, link_layer: bool) -> i32 {
         pad: [0; 2],
         seq,
     };
-    // SAFETY: only the probe of this very SYN wrote it, and has ended.
-    let Some(verdict) = (unsafe { VERDICTS.get(key) }) else {
+    // SAFETY: only the probe of this very SYN wrote it, and has ended; it is copied, for it
+    // may be taken out.
+    let Some(verdict) = (unsafe { VERDICTS.get(key) }).copied() else {
         return TC_ACT_UNSPEC;
     };
     // SAFETY: the helper has no preconditions.
@@ -67,6 +68,9 @@ pub(crate) fn run(ctx: &TcContext, link_layer: bool) -> i32 {
     let mut flags = 0;
     let action = if verdict.action == HEAL {
         flags = Header::HELD;
+        // It was for this packet. Sent again it may come by here once more, by the same
+        // name: its probe says then what becomes of it.
+        let _absent = VERDICTS.remove(key);
         TC_ACT_SHOT
     } else if verdict.action == DROP {
         TC_ACT_SHOT

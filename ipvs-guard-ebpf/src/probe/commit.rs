@@ -127,7 +127,16 @@ fn incident(conn: Conn, syn: &Syn, state: u16) -> Result<Option<(Kind, u32)>, Fa
         return Ok(None);
     };
     if dest.weight()? != 0 {
-        return Ok(None);
+        let parts =
+            mode(config::ENFORCE) && policy().action == guard::HEAL && enforce::is_parting(conn)?;
+        // Held before, it left this state, and is the same incident.
+        let again = if state == ConnState::SynRecv as u16 {
+            Header::RETRANSMISSION
+        } else {
+            0
+        };
+        let flags = Header::HELD | Header::PARTING | again;
+        return Ok(parts.then_some((Kind::Stale, flags)));
     }
     let hit = Hit {
         seq: syn.seq,
@@ -224,7 +233,7 @@ fn report(kind: Kind, flags: u32, conn: Conn, seq: u32, state: u16) -> Result<bo
     record.seq = seq;
     record.weight = match kind {
         // As it was judged: it may have risen since.
-        Kind::Stale => 0,
+        Kind::Stale if flags & Header::PARTING == 0 => 0,
         _ => dest.weight()?,
     };
     record.dest_flags = dest.flags()?;

@@ -6,8 +6,8 @@ use ipvs_guard_common::{
     addr::{Addr, Endpoint},
     event::{DestRecord, GoneRecord, Header, Kind, SynRecord},
     guard::{
-        Flow, FlowKey, HEAL, Held, MARK, MARK_PORT, Moment, RESET, Real, VERDICT_NS, Verdict,
-        VerdictKey, message_of,
+        CONN_SYNC, CONN_TRACKED, Flow, FlowKey, HEAL, Held, MARK, MARK_PORT, Moment, PARTING_NS,
+        RESET, Real, VERDICT_NS, Verdict, VerdictKey, message_of,
     },
     state::Forwarding,
     stats::Stat,
@@ -17,8 +17,8 @@ use crate::{
     emit::emit,
     kernel::{conn::Conn, dest::Dest, read::Fault},
     maps::{
-        DRAINS, FLOWS, HELD, REALS, VERDICTS, changes, count, drain_begins, heard, heart, policy,
-        within_rate,
+        DRAINS, FLOWS, HELD, PARTING, PARTING_OF, REALS, VERDICTS, changes, count, drain_begins,
+        heard, heart, policy, within_rate,
     },
 };
 
@@ -140,8 +140,46 @@ pub(crate) fn thrown_away(conn: Conn) -> Result<(), Fault> {
     {
         return mark(conn);
     }
+    if conn.flags()? & CONN_TRACKED != 0 {
+        // SAFETY: the helper has no preconditions.
+        let now = unsafe { bpf_ktime_get_ns() };
+        let noted = PARTING
+            .insert(key, now, 0)
+            .and_then(|()| PARTING_OF.insert(conn.key(), key, 0));
+        if noted.is_err() {
+            count(Stat::GuardFull);
+        }
+    }
     gone(conn, false);
     Ok(())
+}
+
+/// Whether a SYN on `conn` would begin a connection whose conntrack goes at once, with the
+/// entry that a sync message has thrown away in favour of this one.
+#[inline(always)]
+pub(crate) fn is_parting(conn: Conn) -> Result<bool, Fault> {
+    if conn.flags()? & CONN_SYNC == 0 {
+        return Ok(false);
+    }
+    let mut key = FlowKey::default();
+    conn.client(&mut key.client)?;
+    conn.vip(&mut key.vip)?;
+    // SAFETY: the value is copied at once.
+    let at = unsafe { PARTING.get(key) }.copied();
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    Ok(at.is_some_and(|at| now.saturating_sub(at) < PARTING_NS))
+}
+
+/// The conntrack of an entry that has ended goes.
+#[inline(always)]
+pub(crate) fn untracked(conn: Conn) {
+    // SAFETY: the value is copied at once; the entry is at its end.
+    if let Some(key) = unsafe { PARTING_OF.get(conn.key()) }.copied() {
+        let _absent = PARTING.remove(key);
+        let _absent = PARTING_OF.remove(conn.key());
+    }
+    gone(conn, true);
 }
 
 /// The mark at the end of a message.
@@ -164,7 +202,7 @@ fn mark(conn: Conn) -> Result<(), Fault> {
 /// An entry is thrown away: the SYN that is held back for it may be sent again, once
 /// its conntrack is gone, too (`untracked`).
 #[inline(always)]
-pub(crate) fn gone(conn: Conn, untracked: bool) {
+fn gone(conn: Conn, untracked: bool) {
     // SAFETY: the value is copied at once; only the probe of its SYN writes it.
     let Some(held) = unsafe { HELD.get(conn.key()) }.copied() else {
         return;

@@ -44,7 +44,7 @@ pub(crate) fn run(ctx: &ProbeContext) {
 #[inline(always)]
 pub(crate) fn untrack(ctx: &ProbeContext) {
     if let Some(conn) = ctx.arg::<u64>(0) {
-        enforce::gone(Conn::at(conn), true);
+        enforce::untracked(Conn::at(conn));
     }
 }
 

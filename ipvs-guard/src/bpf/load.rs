@@ -144,6 +144,8 @@ impl Loaded {
             .map_max_entries("FLOWS", size(uses(config::ENFORCE), guard::FLOWS))
             .map_max_entries("VERDICTS", size(uses(config::ENFORCE), guard::VERDICTS))
             .map_max_entries("HELD", size(heals, guard::HELD))
+            .map_max_entries("PARTING", size(heals, guard::PARTING))
+            .map_max_entries("PARTING_OF", size(heals, guard::PARTING))
             .map_max_entries("REALS", size(uses(config::ENFORCE), guard::REALS))
             .map_max_entries("DRAINS", size(uses(config::ENFORCE), guard::DRAINS))
             .map_max_entries("MACS", size(uses(config::ENFORCE), config::XDP_DEVICES))

@@ -45,6 +45,12 @@ const TRIES: u32 = 3;
 /// How long after its record the packet of a SYN may come: other processors' records
 /// can be in between, and a virtual processor can be taken away in between.
 const TO_PACKET: Duration = Duration::from_millis(500);
+/// How long a SYN waits for the conntrack of the entry before its own: the kernel's timer
+/// that ends both is due at once. If it is not gone then, the SYN is held once more.
+const TO_PART: Duration = Duration::from_millis(10);
+/// The same where the SYN was held before its entry was re-pointed: an entry that was in
+/// use then keeps its conntrack for a minute, which nobody can wait for.
+const TO_UNTRACK: Duration = Duration::from_millis(50);
 /// SYNs that are held back at once, at most.
 const MOST: usize = 16_384;
 /// Entries that are told of at once: less than a message has room for, so that the first
@@ -125,6 +131,8 @@ enum Stage {
         /// By which message; `None`: by one that was under way, or will be.
         message: Option<u32>,
     },
+    /// Its entry is the new one; the conntrack of the old one goes.
+    Parting,
     /// It was sent on although it is not known what became of its entry.
     Tried,
 }
@@ -262,11 +270,19 @@ impl Rescues {
     /// An entry was thrown away, or a message is worked through.
     pub(in crate::enforce) fn gone(&mut self, gone: &GoneRecord) {
         if gone.header.has(Header::HEARD) {
+            let mut waiting = Vec::new();
             for conn in self.thrown_away.drain(..) {
                 if let Some(rescue) = self.held.get_mut(&conn) {
                     rescue.entry.replaced = true;
-                    self.ready.push_back(conn);
+                    if rescue.has_new_entry() {
+                        self.ready.push_back(conn);
+                    } else {
+                        waiting.push(conn);
+                    }
                 }
+            }
+            for conn in waiting {
+                self.wake(conn, TO_UNTRACK);
             }
             return;
         }
@@ -368,6 +384,7 @@ impl Rescues {
                 // It may have left, and be answered.
                 Stage::Leaving => self.end(conn, Ending::Unseen),
                 Stage::Waiting { since, message } => self.look(conn, since, message),
+                Stage::Parting => self.finish(conn),
                 Stage::Tried => self.end(conn, Ending::Healed),
             };
             if ended.is_some() {
@@ -402,6 +419,11 @@ impl Rescues {
     /// The SYN goes nowhere any more.
     fn left(&mut self, conn: u64) -> Option<(SynRecord, Ending)> {
         let rescue = self.held.get_mut(&conn)?;
+        if rescue.syn.header.has(Header::PARTING) {
+            rescue.stage = Stage::Parting;
+            self.wake(conn, TO_PART);
+            return None;
+        }
         if rescue.tries == 0 && rescue.entry.thrown_away {
             // A message of the pass over the table came first.
             if rescue.has_new_entry() {
@@ -446,7 +468,7 @@ impl Rescues {
         };
         let since = match rescue.stage {
             Stage::Waiting { since, .. } => since,
-            Stage::Leaving | Stage::Tried => Instant::now(),
+            Stage::Leaving | Stage::Parting | Stage::Tried => Instant::now(),
         };
         rescue.stage = Stage::Waiting {
             since,
