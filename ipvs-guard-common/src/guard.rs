@@ -242,6 +242,13 @@ impl Policy {
                 && moment.now.saturating_sub(moment.answered) < self.heal_unless_answering_ns)
     }
 
+    /// Whether a SYN waits for the conntrack of the entry that its own has replaced. Its
+    /// destination is a living one: nothing that is said of draining ones holds.
+    #[inline(always)]
+    pub const fn holds_parting(&self, moment: &Moment) -> bool {
+        moment.now < moment.heart && is_forwarded(moment.conn_flags) && self.dry_run == 0
+    }
+
     #[inline(always)]
     fn is_in_scope(&self, moment: &Moment) -> bool {
         moment.now < moment.heart

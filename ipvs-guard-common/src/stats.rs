@@ -25,10 +25,12 @@ pub enum Stat {
     /// No count: number of the last message that the backup daemon has worked through
     /// on this CPU, as [`crate::guard::MARK`] tells; while healing only.
     Heard = 9,
+    /// SYNs on existing entries that passed, and of which user space was not told.
+    SynLost = 10,
 }
 
 /// Number of counters in a row.
-pub const STATS: usize = 10;
+pub const STATS: usize = 11;
 
 impl Stat {
     /// Every counter that stands for something lost, with the name of its stage

@@ -46,6 +46,7 @@ pub(crate) fn run(ctx: &ProbeContext) {
         Err(fault) => return unreadable(ctx, fault),
     };
     if let Err(fault) = opened(Conn::at(conn), &syn) {
+        count(Stat::SynLost);
         unreadable(ctx, fault);
     }
 }
@@ -244,6 +245,13 @@ fn report(kind: Kind, flags: u32, conn: Conn, seq: u32, state: u16) -> Result<bo
     if mode(config::ENFORCE) && kind == Kind::Stale {
         enforce::settle(record, conn, dest);
     }
-    emit(record);
-    Ok(record.header.has(Header::ARMED) && record.header.has(Header::HELD))
+    let held = record.header.has(Header::ARMED) && record.header.has(Header::HELD);
+    if flags & Header::PARTING != 0 && !held {
+        // It passes to a living destination, as any SYN does.
+        return Ok(false);
+    }
+    if !emit(record) && kind == Kind::Stale && !held {
+        count(Stat::SynLost);
+    }
+    Ok(held)
 }

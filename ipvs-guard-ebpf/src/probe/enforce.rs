@@ -48,12 +48,17 @@ pub(crate) fn settle(record: &mut SynRecord, conn: Conn, dest: Dest) {
         state: u32::from(record.state),
         conn_flags: record.conn_flags,
     };
-    let heals = policy.heals(&moment, record.header.has(Header::HELD));
+    let parting = record.header.has(Header::PARTING);
+    let heals = if parting {
+        policy.holds_parting(&moment)
+    } else {
+        policy.heals(&moment, record.header.has(Header::HELD))
+    };
     if !heals {
         record.header.clear(Header::HELD);
     }
-    let acts = heals || policy.acts(&moment);
-    if record.netns != policy.netns || !acts || !within_rate(now) {
+    let acts = heals || (!parting && policy.acts(&moment));
+    if record.netns != policy.netns || !acts || !(parting || within_rate(now)) {
         // The entry goes on with this SYN: what was known of it is void.
         let _absent = FLOWS.remove(key);
         return record.header.clear(Header::HELD);

@@ -245,7 +245,7 @@ impl Guard {
     fn wants(&self, device: &Device) -> bool {
         // A dry run has no use for programs that only see who answers, where that is not
         // asked for.
-        let idle = self.settings.dry_run && self.settings.acts_unless().is_zero();
+        let idle = self.settings.dry_run && self.settings.resets_unless().is_zero();
         if is_ours(&device.name) || idle {
             return false;
         }
@@ -504,6 +504,10 @@ impl Guard {
     fn rescued(&mut self, ended: Option<(SynRecord, Ending)>) -> Option<(Record, Action)> {
         match ended? {
             (syn, Ending::Healed) => Some((Record::Stale(syn), Action::Healed)),
+            (syn, Ending::Refused) if syn.header.has(Header::PARTING) => {
+                // Its entry leads to a living destination: the client's next SYN is served.
+                Some((Record::Stale(syn), Action::Failed))
+            }
             (syn, Ending::Refused) => self.unmet(syn),
             (syn, Ending::Lost) => Some((Record::Stale(syn), Action::Failed)),
             (syn, Ending::Unseen) => Some((Record::Stale(syn), Action::Observed)),

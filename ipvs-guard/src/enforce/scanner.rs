@@ -188,11 +188,9 @@ impl Scanner {
                 Some(healing) if self.drains || healing.mender.is_waiting() => EVERY_HEALING,
                 Some(_) | None => EVERY,
             };
-            let waits_for_daemon = self.healing.as_ref().is_some_and(|h| h.mender.is_broken());
-            pause = every;
-            if !waits_for_daemon {
-                pause = every.max(begin.elapsed() * SHARE);
-            }
+            let waited = self.healing.as_ref().map(|healing| healing.mender.waited());
+            let busy = begin.elapsed().saturating_sub(waited.unwrap_or_default());
+            pause = every.max(busy * SHARE);
             if let Some(due) = self.due {
                 pause = pause.min(due);
             }

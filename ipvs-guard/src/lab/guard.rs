@@ -43,10 +43,9 @@ impl Guard {
         // address of metrics, its service manager.
         for (name, _) in env::vars_os() {
             let name_is = |prefix: &str| name.as_bytes().starts_with(prefix.as_bytes());
-            if ["IPVS_GUARD_", "NOTIFY_SOCKET", "WATCHDOG_"]
-                .into_iter()
-                .any(name_is)
-            {
+            let of_the_node = ["IPVS_GUARD_", "NOTIFY_SOCKET", "WATCHDOG_"];
+            // The kernel is the same.
+            if name != "IPVS_GUARD_BTF" && of_the_node.into_iter().any(name_is) {
                 command.env_remove(&name);
             }
         }
@@ -91,7 +90,9 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Ok(pid) = i32::try_from(self.0.id()) {
+        // Not to who has its number by now.
+        let runs = matches!(self.0.try_wait(), Ok(None));
+        if let (true, Ok(pid)) = (runs, i32::try_from(self.0.id())) {
             let _ended_already = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
         let _reaped = self.0.wait();

@@ -19,6 +19,7 @@ use std::{
 
 use etherparse::PacketBuilder;
 use ipvs_guard_common::stats::Stat;
+use nix::libc;
 
 use super::message::{self, Entry};
 use crate::{
@@ -89,6 +90,9 @@ pub(super) enum ChannelError {
     /// A packet cannot be put into a device.
     #[error("putting a packet into a device: {0}")]
     Send(#[source] io::Error),
+    /// The kernel side takes nothing from who was held up.
+    #[error("held up for too long: what was known of entries is old")]
+    Late,
 }
 
 impl ChannelError {
@@ -101,6 +105,7 @@ impl ChannelError {
             | Self::Refused
             | Self::Netlink(_)
             | Self::Send(_) => PAUSE,
+            Self::Late => Duration::ZERO,
         }
     }
 }
@@ -267,9 +272,9 @@ impl Channel {
         self.lock().tell(&[])
     }
 
-    /// Reports that the kernel side has lost so far: a SYN can be among them.
+    /// SYNs that passed so far and of which nothing was told.
     pub(super) fn losses(&self) -> u64 {
-        self.counters.get(Stat::RingFull) + self.counters.get(Stat::Unreadable)
+        self.counters.get(Stat::SynLost)
     }
 
     /// Number of the last message that the daemon has worked through.
@@ -307,12 +312,7 @@ impl Channel {
     pub(super) fn deaf(&self) -> ChannelError {
         let mut inner = self.lock();
         inner.deaf = Some(Instant::now());
-        // What it still has before it would be told of late, when entries may be others.
-        inner.stop();
-        if let Some(device) = inner.foreign() {
-            return ChannelError::Foreign(device);
-        }
-        ChannelError::Deaf(inner.device.clone())
+        inner.why_deaf()
     }
 
     /// Puts an IP packet into the device `index`, as if it came in there.
@@ -335,7 +335,7 @@ impl Channel {
         frame.extend(source(index));
         frame.extend(kind);
         frame.extend_from_slice(packet);
-        self.lock().sender.send(&frame).map_err(ChannelError::Send)
+        self.lock().sender.send(&frame).map_err(not_sent)
     }
 
     /// Ends the daemon if it was told nothing for a while.
@@ -364,7 +364,7 @@ impl Channel {
 impl Inner {
     fn tell(&mut self, entries: &[Entry]) -> Result<u32, ChannelError> {
         if self.deaf.is_some_and(|since| since.elapsed() < DEAF) {
-            return Err(ChannelError::Deaf(self.device.clone()));
+            return Err(self.why_deaf());
         }
         let index = self.index;
         let running = match &mut self.running {
@@ -381,7 +381,7 @@ impl Inner {
         self.messages += 1;
         let marked = [entries, &message::mark(self.messages)].concat();
         let frame = frame(&running.backup, index, &marked).map_err(ChannelError::Send)?;
-        self.sender.send(&frame).map_err(ChannelError::Send)?;
+        self.sender.send(&frame).map_err(not_sent)?;
         Ok(self.messages)
     }
 
@@ -409,8 +409,10 @@ impl Inner {
                 Err(ChannelError::Refused)
             }
             Err(NetlinkError::Exists { .. }) => {
-                let device = self.foreign().unwrap_or_else(|| "a device".to_owned());
-                Err(ChannelError::Foreign(device))
+                let device = self.foreign()?;
+                Err(ChannelError::Foreign(
+                    device.unwrap_or_else(|| "a device".to_owned()),
+                ))
             }
             Err(error) => Err(error.into()),
         }
@@ -431,24 +433,44 @@ impl Inner {
     fn stop(&mut self) {
         // Another may have ended ours and begun one of its own, as keepalived does when
         // it starts: the kernel's command names none.
-        if self.running.take().is_none() || self.foreign().is_some() {
+        if self.running.take().is_none() {
             return;
         }
-        if let Err(error) = self.ipvs.stop_backup() {
+        let stopped = match self.foreign() {
+            Ok(None) => self.ipvs.stop_backup(),
+            Ok(Some(_)) => return,
+            // Whose it is is not known: one of ours hears nobody, and is swept up later.
+            Err(error) => Err(error),
+        };
+        if let Err(error) = stopped {
             // With ip_vs it went by itself.
             log::debug!("{error}");
         }
     }
 
+    fn why_deaf(&mut self) -> ChannelError {
+        match self.foreign() {
+            Ok(Some(device)) => ChannelError::Foreign(device),
+            Ok(None) | Err(_) => ChannelError::Deaf(self.device.clone()),
+        }
+    }
+
     /// The device of a backup daemon that is not ours.
-    fn foreign(&mut self) -> Option<String> {
-        let daemons = self.ipvs.daemons().unwrap_or_default();
+    fn foreign(&mut self) -> Result<Option<String>, NetlinkError> {
+        let daemons = self.ipvs.daemons()?;
         let mut backups = daemons
             .into_iter()
             .filter(|daemon| daemon.role == DaemonRole::Backup);
-        backups
+        Ok(backups
             .find(|daemon| daemon.device != self.device)
-            .map(|daemon| daemon.device)
+            .map(|daemon| daemon.device))
+    }
+}
+
+fn not_sent(error: io::Error) -> ChannelError {
+    match error.raw_os_error() {
+        Some(libc::ECANCELED) => ChannelError::Late,
+        _ => ChannelError::Send(error),
     }
 }
 

@@ -181,6 +181,10 @@ pub(in crate::enforce) struct Mender {
     changes: Option<Changes>,
     /// What the kernel side had lost when the pass began.
     losses: u64,
+    /// How long this pass waited for the daemon.
+    waited: Duration,
+    /// That some have no room is said.
+    crowded: bool,
     this: Told,
     broken: Option<Instant>,
     said: Option<Instant>,
@@ -221,6 +225,8 @@ impl Mender {
             changed,
             changes: None,
             losses: 0,
+            waited: Duration::ZERO,
+            crowded: false,
             this: Told::default(),
             broken: None,
             said: None,
@@ -234,14 +240,16 @@ impl Mender {
         self.open > 0 || !self.unsaid.is_empty()
     }
 
-    /// Whether nothing can be told at the moment.
-    pub(in crate::enforce) const fn is_broken(&self) -> bool {
-        self.broken.is_some()
+    /// How long the last pass waited for the daemon, and did nothing.
+    pub(in crate::enforce) const fn waited(&self) -> Duration {
+        self.waited
     }
 
     /// Whether another pass will find much to do.
     pub(in crate::enforce) fn has_more(&self) -> bool {
-        self.broken.is_none() && (self.cut || self.repointed * MANY > self.rows)
+        // Where reports are lost there is a storm: the next pass comes in its turn.
+        let lossy = self.channel.losses() != self.losses;
+        self.broken.is_none() && !lossy && (self.cut || self.repointed * MANY > self.rows)
     }
 
     /// A pass begins; by `changes` it goes by the weights that were read.
@@ -252,6 +260,7 @@ impl Mender {
             .retain(|_, (told, _)| now.saturating_sub(*told) <= LINGERS + SLACK);
         self.pass += 1;
         self.losses = self.channel.losses();
+        self.waited = Duration::ZERO;
         self.templates
             .retain(|_, ended| ended.elapsed() < TEMPLATE_PAUSE);
         // Of a pass that did not come to its end.
@@ -303,6 +312,8 @@ impl Mender {
                 self.this.failed += 1;
                 self.open = self.open.saturating_sub(1);
                 self.before = self.before.saturating_sub(1);
+                let counted = (*told, self.settled);
+                self.told.insert(name, counted);
             }
         }
         let choice = self
@@ -368,7 +379,9 @@ impl Mender {
         for templates in std::mem::take(&mut self.ending).chunks(TEMPLATES) {
             if !self.is_void() {
                 let outcome = self.channel.replace(templates);
-                self.sent(outcome);
+                if !matches!(outcome, Err(ChannelError::Late)) {
+                    self.sent(outcome);
+                }
             }
         }
         self.settle();
@@ -430,6 +443,10 @@ impl Mender {
                 .flat_map(|(_, entry)| [*entry, inactive(entry)])
                 .collect();
             let outcome = self.channel.replace(&pairs);
+            if matches!(outcome, Err(ChannelError::Late)) {
+                self.cut = true;
+                break;
+            }
             if self.sent(outcome) {
                 let now = self.seconds();
                 self.repointed += entries.len();
@@ -450,7 +467,10 @@ impl Mender {
     fn sent(&mut self, outcome: Result<u32, ChannelError>) -> bool {
         let outcome = outcome.and_then(|last| {
             self.last = Some(last);
-            if self.channel.wait(last, false) {
+            let begin = Instant::now();
+            let heard = self.channel.wait(last, false);
+            self.waited += begin.elapsed();
+            if heard {
                 Ok(())
             } else {
                 Err(self.channel.deaf())
@@ -466,9 +486,13 @@ impl Mender {
     fn settle(&mut self) {
         if let Some(last) = self.last.take()
             && self.broken.is_none()
-            && !self.channel.wait(last, true)
         {
-            self.fail(&self.channel.deaf());
+            let begin = Instant::now();
+            let heard = self.channel.wait(last, true);
+            self.waited += begin.elapsed();
+            if !heard {
+                self.fail(&self.channel.deaf());
+            }
         }
     }
 
@@ -494,7 +518,17 @@ impl Mender {
         sum.ending = self.this.ending;
         sum.nowhere = self.this.nowhere;
         sum.ambiguous = self.this.ambiguous;
-        sum.full = self.this.full;
+        let crowded = self.this.full > 0;
+        if crowded && !self.crowded {
+            say(format_args!(
+                "ipvs-guard: {} entries are left where they are: living destinations are near \
+                 their upper threshold",
+                self.this.full
+            ));
+        }
+        if crowded || !self.cut {
+            self.crowded = crowded;
+        }
         let quiet = self.said.is_some_and(|said| said.elapsed() < SAY_EVERY);
         if sum.is_empty() || quiet {
             return;

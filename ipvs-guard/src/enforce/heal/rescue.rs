@@ -17,7 +17,7 @@ use ipvs_guard_common::{
 };
 
 use super::{
-    channel::Channel,
+    channel::{Channel, ChannelError},
     message::{Entry, TCP},
     targets::{Choice, Targets},
 };
@@ -69,6 +69,14 @@ pub(in crate::enforce) enum Ending {
     Lost,
     /// It left by a device that is not watched, or waits to.
     Unseen,
+}
+
+/// Why a SYN was not sent on.
+enum NotSent {
+    /// The agent was held up.
+    Late,
+    /// What the kernel says to it.
+    Refused(String),
 }
 
 /// SYNs that are held back.
@@ -276,7 +284,7 @@ impl Rescues {
                     rescue.entry.replaced = true;
                     if rescue.has_new_entry() {
                         self.ready.push_back(conn);
-                    } else {
+                    } else if matches!(rescue.stage, Stage::Waiting { .. }) {
                         waiting.push(conn);
                     }
                 }
@@ -311,6 +319,12 @@ impl Rescues {
                         {
                             *message = Some(last);
                         }
+                    }
+                }
+                Err(ChannelError::Late) => {
+                    for conn in conns {
+                        let late = self.end(conn, Ending::Lost);
+                        self.lost.extend(late.map(|(syn, _)| syn));
                     }
                 }
                 Err(error) => {
@@ -433,7 +447,12 @@ impl Rescues {
                 since: Instant::now(),
                 message: None,
             };
-            self.wake(conn, TO_LOOK);
+            let wait = if rescue.entry.replaced {
+                TO_UNTRACK
+            } else {
+                TO_LOOK
+            };
+            self.wake(conn, wait);
             return None;
         }
         self.tell(conn)
@@ -515,10 +534,7 @@ impl Rescues {
         self.wake(conn, TO_RETURN);
         match self.send_on(came_by, syn, packet) {
             Ok(()) => None,
-            Err(reason) => {
-                self.complain(&reason);
-                self.end(conn, Ending::Refused)
-            }
+            Err(error) => self.not_sent(conn, &error),
         }
     }
 
@@ -540,8 +556,15 @@ impl Rescues {
         let rescue = self.held.get(&conn)?;
         match self.send_on(rescue.came_by, rescue.syn, rescue.packet.clone()) {
             Ok(()) => self.end(conn, Ending::Healed),
-            Err(reason) => {
-                self.complain(&reason);
+            Err(error) => self.not_sent(conn, &error),
+        }
+    }
+
+    fn not_sent(&mut self, conn: u64, error: &NotSent) -> Option<(SynRecord, Ending)> {
+        match error {
+            NotSent::Late => self.end(conn, Ending::Lost),
+            NotSent::Refused(reason) => {
+                self.complain(reason);
                 self.end(conn, Ending::Refused)
             }
         }
@@ -552,22 +575,29 @@ impl Rescues {
         came_by: Option<u32>,
         syn: SynRecord,
         packet: Vec<u8>,
-    ) -> Result<(), String> {
+    ) -> Result<(), NotSent> {
         let client = syn.client.addr().ip();
         let index = match came_by {
             Some(index) => index,
             None => self
                 .routes
                 .device_towards(client)
-                .map_err(|error| error.to_string())?,
+                .map_err(|error| NotSent::Refused(error.to_string()))?,
         };
-        let device = self.device(index)?;
+        let device = self.device(index).map_err(NotSent::Refused)?;
         let Some(device) = device.filter(|device| device.link_layer != LinkLayer::Loopback) else {
-            return self.send_from_here(syn.vip.addr().ip(), &packet);
+            let sent = self.send_from_here(syn.vip.addr().ip(), &packet);
+            return sent.map_err(NotSent::Refused);
         };
         self.channel
             .put_in(device.index, device.mac, &packet)
-            .map_err(|error| error.to_string())
+            .map_err(|error| {
+                if matches!(error, ChannelError::Late) {
+                    NotSent::Late
+                } else {
+                    NotSent::Refused(error.to_string())
+                }
+            })
     }
 
     fn device(&mut self, index: u32) -> Result<Option<Device>, String> {
