@@ -36,9 +36,9 @@ pub(super) struct Draining {
     by_address: HashMap<(SocketAddr, SocketAddr), Drain>,
     /// Of services by firewall mark: the table does not tell an entry's mark.
     by_mark: HashMap<SocketAddr, Drain>,
-    /// Destinations that do not drain in a service of an address, and in any at all.
+    /// Destinations that do not drain, in services of an address and by mark.
     living: HashSet<(SocketAddr, SocketAddr)>,
-    living_anywhere: HashSet<SocketAddr>,
+    living_by_mark: HashSet<SocketAddr>,
 }
 
 impl Draining {
@@ -64,10 +64,14 @@ impl Draining {
     /// `destination` of `service` does not drain: its entries are healthy, although the same
     /// real server may drain in another service.
     pub(super) fn add_living(&mut self, service: &ServiceId, destination: SocketAddr) {
-        if let ServiceId::Address { address, .. } = service {
-            self.living.insert((*address, destination));
+        match service {
+            ServiceId::Address { address, .. } => {
+                self.living.insert((*address, destination));
+            }
+            ServiceId::Fwmark { .. } => {
+                self.living_by_mark.insert(destination);
+            }
         }
-        self.living_anywhere.insert(destination);
     }
 
     /// Each destination, once for every service that it drains in.
@@ -124,7 +128,7 @@ impl Draining {
             return None;
         }
         // Which mark it had is not known: where it can be healthy it is taken for that.
-        let lives = |destination| self.living_anywhere.contains(destination);
+        let lives = |destination| self.living_by_mark.contains(destination);
         let drain = self.by_mark.get(&entry.destination);
         let drain = drain.or_else(|| self.by_mark.get(&of_all_ports));
         drain
@@ -499,6 +503,10 @@ mod tests {
         // Which of two marks an entry had is not known.
         let mut draining = Draining::default();
         draining.add(&mark(1), destination, Forwarding::Dr, 1);
+        assert!(drains(&draining));
+        // Of a service of another address it is not.
+        let elsewhere = ServiceId::tcp("203.0.113.9:80".parse().unwrap());
+        draining.add_living(&elsewhere, destination);
         assert!(drains(&draining));
         draining.add_living(&mark(2), destination);
         assert!(!drains(&draining));
