@@ -17,11 +17,13 @@ use std::time::{Duration, Instant};
 
 use caps::{CapSet, Capability};
 use clap::{Args, ValueEnum};
+use ipvs_guard_common::state::ConnState;
 use serde::Serialize;
 
 pub use error::{Kind, LabError};
 pub use report::{Drain, Report, Row, Spread};
 
+use crate::netlink::conntable::ConnEntry;
 use crate::netlink::ipvs::{Family, IpvsSocket};
 use client::Limits;
 use guard::Guard;
@@ -199,6 +201,7 @@ fn incident(options: &Options, step: Step, silence: Duration) -> Result<Row, Lab
             attempt: attempt.to_string(),
         });
     }
+    closed(&topology, limits.timeout)?;
     let withdrawn = Instant::now();
     topology.set_weight(WITHDRAWN, 0)?;
     topology.kill_backend(WITHDRAWN)?;
@@ -206,6 +209,18 @@ fn incident(options: &Options, step: Step, silence: Duration) -> Result<Row, Lab
     let after = topology.connect_all(Family::Inet, &ports, limits)?;
     let drain = drained(&topology, withdrawn, options.drain_timeout)?;
     Ok(Row::new(step, &after, drain))
+}
+
+/// Waits until every connection has ended on both sides: one whose last packet is on its way
+/// when its server goes is none that a new one can take the place of.
+fn closed(topology: &Topology, timeout: Duration) -> Result<(), LabError> {
+    let deadline = Instant::now() + timeout;
+    let ended =
+        |entry: &ConnEntry| matches!(entry.state, Some(ConnState::TimeWait | ConnState::Close));
+    while !topology.connections()?.iter().all(ended) && Instant::now() < deadline {
+        thread::sleep(DRAIN_POLL);
+    }
+    Ok(())
 }
 
 /// Waits until no connection is left on the withdrawn backend.
