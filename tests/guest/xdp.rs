@@ -83,7 +83,7 @@ fn a_card_refuses_stale_syns_in_its_driver() {
         other.unwrap(),
         ended.class("ipvs.loss")
     );
-    assert!(count >= 50, "{count} refused");
+    assert!(count >= 90, "{count} refused");
     assert!(events.iter().all(|event| event["event.action"] == "reset"));
     println!(
         "enforce on a card by {}: {count} of {count} stale SYNs refused",
