@@ -88,11 +88,11 @@ pub(crate) static VERDICTS: LruHashMap<VerdictKey, Verdict> =
 #[map]
 pub(crate) static HELD: LruHashMap<u64, Held> = LruHashMap::with_max_entries(guard::HELD, 0);
 
-/// When an entry was thrown away whose conntrack is to go with it, by the name of both,
-/// and that name by the address of its `struct ip_vs_conn`.
+/// When an entry was thrown away whose conntrack is to go with it, by the name of both.
 #[map]
 pub(crate) static PARTING: LruHashMap<FlowKey, u64> =
     LruHashMap::with_max_entries(guard::PARTING, 0);
+/// That name, by the address of the entry's `struct ip_vs_conn`.
 #[map]
 pub(crate) static PARTING_OF: LruHashMap<u64, FlowKey> =
     LruHashMap::with_max_entries(guard::PARTING, 0);

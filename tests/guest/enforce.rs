@@ -254,7 +254,12 @@ fn the_dead_server_drains_as_if_nobody_came() {
     let ended = agent.stop();
     let events = ended.incidents();
     assert_eq!(events.len(), 3 * before.len());
-    assert!(events.iter().all(|event| event["event.action"] == "reset"));
+    assert!(
+        ended
+            .class("ipvs.stale_reuse")
+            .iter()
+            .all(|event| event["event.action"] == "reset")
+    );
 }
 
 /// A packet that a client got: where from, and whether it is a reset.
@@ -461,7 +466,8 @@ fn a_dry_run_and_the_end_of_the_agent_leave_traffic_alone() {
     let would = ended.incidents();
     assert_eq!(would.len(), 50);
     assert!(
-        would
+        ended
+            .class("ipvs.stale_reuse")
             .iter()
             .all(|event| event["event.action"] == "would_reset")
     );

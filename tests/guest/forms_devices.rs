@@ -354,5 +354,10 @@ fn forms_of_devices_server_without_link_layer() {
     let ended = agent.stop();
     let events = ended.incidents();
     assert_eq!(events.len(), 2);
-    assert!(events.iter().all(|event| event["event.action"] == "reset"));
+    assert!(
+        ended
+            .class("ipvs.stale_reuse")
+            .iter()
+            .all(|event| event["event.action"] == "reset")
+    );
 }

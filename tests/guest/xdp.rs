@@ -84,7 +84,12 @@ fn a_card_refuses_stale_syns_in_its_driver() {
         ended.class("ipvs.loss")
     );
     assert!(count >= 90, "{count} refused");
-    assert!(events.iter().all(|event| event["event.action"] == "reset"));
+    assert!(
+        ended
+            .class("ipvs.stale_reuse")
+            .iter()
+            .all(|event| event["event.action"] == "reset")
+    );
     println!(
         "enforce on a card by {}: {count} of {count} stale SYNs refused",
         if by_driver { "XDP" } else { "TC" }
